@@ -1,0 +1,35 @@
+# `make demo` and `make test` set up .venv by themselves, from the lock and with nothing but Python.
+PYTHON ?= python3
+UV ?= uv
+
+.PHONY: demo test lint lock clean
+
+demo: .venv/installed
+	.venv/bin/python train.py --config=configs/digits.py --workdir=runs/digits
+	.venv/bin/python evaluate.py --workdir=runs/digits
+
+test: lint
+	JAX_PLATFORMS=cpu .venv/bin/python -m pytest -q
+
+lint: .venv/installed
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/pyright
+
+# Keeps the versions that the lock has where they still fit; delete the lock to renew them all.
+lock:
+	@command -v $(UV) >/dev/null || { echo "make lock needs uv, which is not on the PATH: run 'pip install uv' and make again." >&2; exit 1; }
+	$(UV) pip compile --universal --fork-strategy fewest --generate-hashes --no-emit-index-url \
+	  --python-version 3.11 --extra dev pyproject.toml -o requirements.lock
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+
+.venv/installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "'$(PYTHON)' is not Python 3.11 or newer, which urnet_jax needs: name one that is, as in 'make PYTHON=python3.12'." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "'$(PYTHON)' cannot create virtual environments: on Debian and Ubuntu run 'apt install python3-venv' as root and make again." >&2; exit 1; }
+	@echo "Installing into .venv, once (a minute or two, about 350 MB of downloads)."
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@

@@ -1,0 +1,1 @@
+"""One complete config per experiment; installed as `urnet_jax.configs`."""

@@ -1,0 +1,90 @@
+r"""A gated ResNet-20 on CIFAR-10, short enough for two CPU cores.
+
+    python train.py --config=configs/cifar10_resnet20.py --workdir=runs/cifar10_resnet20 \
+        --config.data.dir=DIR
+    python evaluate.py --workdir=runs/cifar10_resnet20
+
+DIR is a prepared TFDS data_dir, the folder that holds `cifar10`. Hardware: two CPU cores. Time:
+meant to stay under three hours. Expected: not run here yet, so no accuracy is promised.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+    config.seed = 0  # of initial weights, data order, augmentation, scales and gate draws
+
+    config.data = data = ml_collections.ConfigDict()
+    data.name = "cifar10"  # digits, cifar10, cifar100, imagenet2012
+    data.dir = ""  # a prepared TFDS data_dir: --config.data.dir=DIR
+    data.image_size = 32  # pixels; what the network sees
+    data.batch_size = 128  # of one step, over all devices
+    data.augment = "crop_flip"  # none, crop (pad and crop), crop_flip, or random_resized_crop
+    data.crop_padding = 4  # pixels on each side before a crop
+    data.workers = 0  # processes that decode; 0 decodes in threads of this process
+    data.threads = 8  # threads that decode and batch ahead
+
+    config.model = model = ml_collections.ConfigDict()
+    model.family = "cifar"  # cifar (3x3 stem, three stages), imagenet (7x7 stem, four stages)
+    model.depth = 20  # 6n+2 for cifar; 18, 34, 50, 101, 152 for imagenet
+    model.width = 16  # channels of the stem
+    model.shortcut = "A"  # A (stride, zero-pad), pool (average-pool, zero-pad), B (projection)
+    model.dtype = "float32"  # of the computation, or bfloat16; parameters stay float32
+    model.gated = True  # False: the plain network, S ignored
+    model.gate_reduction = 2  # r: the gate's hidden layer has C / r units
+    model.gate_bias = 2.0  # initial bias of the gate's logit; positive: gates begin open
+    model.scan = "auto"  # blocks of a stage in training: loop, unroll, or auto (unroll on CPU)
+
+    config.gate = gate = ml_collections.ConfigDict()
+    gate.sigmoid_probability = 0.1  # p: a training gate is a sigmoid with p, else a hard step
+    gate.draw = "gate"  # p is drawn per gate (of each sample), per sample, or per step
+
+    config.scale = scale = ml_collections.ConfigDict()
+    scale.min = 0.2  # S is drawn uniformly from [min, max] in training
+    scale.max = 1.0
+    scale.draw = "sample"  # per sample, or per step
+    scale.loss = "sample"  # the scale loss is taken per sample, or on the batch mean
+    scale.beta = 2.0  # weight of the scale loss (equation 5)
+
+    # The three phases run one after another; a phase of 0 epochs is left out.
+    # Plain network: S ignored, gates 1.
+    config.pretrain = phase(epochs=12.0, learning_rate=0.1, warmup_epochs=1.0)
+    # Only the gates move.
+    config.gates = phase(epochs=1.0, learning_rate=0.1, warmup_epochs=0.1)
+    # Everything moves.
+    config.joint = phase(epochs=9.0, learning_rate=0.05, warmup_epochs=0.5)
+
+    config.eval = ev = ml_collections.ConfigDict()
+    ev.scales = (0.2, 0.3, 0.4, 0.6, 0.8, 1.0)  # evaluated on the way and at the end
+    ev.every_epochs = 2.0  # 0: only at the end of each phase
+    ev.batch_size = 500
+
+    config.checkpoint = checkpoint = ml_collections.ConfigDict()
+    checkpoint.every_epochs = 1.0  # besides one at the end of each phase
+    checkpoint.keep = 2  # newest checkpoints kept, besides each phase's last
+
+    config.log = log = ml_collections.ConfigDict()
+    log.every_steps = 50
+    log.tensorboard = False  # also write TensorBoard events (extra: tensorboard)
+    return config
+
+
+def phase(
+    *, epochs: float, learning_rate: float, warmup_epochs: float
+) -> ml_collections.ConfigDict:
+    section = ml_collections.ConfigDict()
+    section.epochs = epochs  # passes over the training split
+    section.init_from = ""  # workdir of a finished run whose network this phase starts from
+    section.learning_rate = learning_rate  # peak
+    section.final_learning_rate = 0.0  # where cosine ends
+    section.schedule = "cosine"  # cosine, step (x step_factor at each of step_fractions), constant
+    section.step_fractions = (0.5, 0.75)  # of the phase's length
+    section.step_factor = 0.1
+    section.warmup_epochs = warmup_epochs  # linear, from 0
+    section.gate_learning_rate_factor = 1.0  # gates learn this many times faster than the backbone
+    section.momentum = 0.9  # Nesterov
+    section.weight_decay = 5e-4  # of kernels; norms, biases and gates are spared
+    section.clip_norm = 1.0  # of the global gradient; 0: no clipping
+    section.ema_decay = 0.0  # 0: no average; else evaluation uses averaged parameters
+    return section

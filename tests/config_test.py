@@ -1,0 +1,187 @@
+import pathlib
+
+import pytest
+from ml_collections import ConfigDict
+
+from urnet_jax import config as config_lib
+from urnet_jax.errors import UserError
+
+CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "configs"
+NAMES = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem != "__init__")
+
+
+def leaves(config: ConfigDict, prefix: str = "") -> set[str]:
+    found = set()
+    for key, value in config.items():
+        inner = isinstance(value, ConfigDict)
+        found |= leaves(value, f"{prefix}{key}.") if inner else {prefix + key}
+    return found
+
+
+def digits(**overrides: object) -> ConfigDict:
+    """The default config; model__depth=8 sets model.depth, of whatever type."""
+    config = config_lib.load("digits")
+    with config.unlocked(), config.ignore_type():
+        for name, value in overrides.items():
+            section, _, leaf = name.rpartition("__")
+            (config[section] if section else config)[leaf] = value
+    return config
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shipped_config(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path):
+    monkeypatch.chdir(tmp_path)
+    config = config_lib.load(f"configs/{name}.py")
+    config_lib.validate(config)
+    assert leaves(config) == set(config_lib.FIELDS)
+    assert config.is_locked
+    assert config == config_lib.load(name) == config_lib.load(str(CONFIGS / f"{name}.py"))
+    again = config_lib.from_json(config_lib.to_json(config))
+    assert again == config and again.is_locked
+    assert isinstance(again.eval.scales, tuple) and isinstance(again.eval.scales[-1], float)
+    assert isinstance(again.pretrain.epochs, float)
+
+
+def test_shipped_configs_are_the_promised_ones():
+    assert NAMES == [
+        "cifar100_resnet110",
+        "cifar10_resnet110",
+        "cifar10_resnet20",
+        "digits",
+        "imagenet_resnet101",
+    ]
+
+
+def test_json_keeps_values_that_print_badly():
+    config = digits(joint__weight_decay=0.1 + 0.2, eval__scales=(1 / 3,), data__dir='a "b"\\ü\n')
+    again = config_lib.from_json(config_lib.to_json(config))
+    assert again.joint.weight_decay == 0.1 + 0.2
+    assert again.eval.scales == (1 / 3,)
+    assert again.data.dir == 'a "b"\\ü\n'
+    assert again == config
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "3"])
+def test_json_that_is_no_config(text: str):
+    with pytest.raises(UserError, match="stored config is not"):
+        config_lib.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        ({"model__dept": 8}, "'model.dept' is not a config field; the nearest known one is "
+                             "model.depth."),
+        ({"see": 8}, "'see' is not a config field; the nearest known one is seed."),
+        ({"data": 3}, "data is a section of the config; set its fields: name, dir, image_size, "
+                      "batch_size, augment, crop_padding, workers, threads."),
+        ({"data": ConfigDict()}, "data is a section of the config; set its fields: name, dir, "
+                      "image_size, batch_size, augment, crop_padding, workers, threads."),
+        ({"model__depth": "20"}, "model.depth is '20'; expected a whole number of at least 1."),
+        ({"model__depth": 20.0}, "model.depth is 20.0; expected a whole number of at least 1."),
+        ({"model__depth": True}, "model.depth is True; expected a whole number of at least 1."),
+        ({"model__gated": 1}, "model.gated is 1; expected True or False."),
+        ({"scale__beta": True}, "scale.beta is True; expected a number of at least 0."),
+        ({"model__gate_bias": float("nan")}, "model.gate_bias is nan; expected a number."),
+        ({"data__dir": None}, "data.dir is None; expected text."),
+        ({"data__augment": "flip"}, "data.augment is 'flip'; expected one of 'none', 'crop', "
+                                    "'crop_flip', 'random_resized_crop'."),
+        ({"data__batch_size": 0}, "data.batch_size is 0; expected a whole number of at least 1."),
+        ({"gate__sigmoid_probability": 1.1}, "gate.sigmoid_probability is 1.1; expected a number "
+                                             "from 0 to 1."),
+        ({"scale__min": -0.1}, "scale.min is -0.1; expected a number from 0 to 1."),
+        ({"scale__min": 0.9, "scale__max": 0.5}, "scale.min is 0.9, more than scale.max, 0.5; set "
+                                                 "scale.min to at most scale.max."),
+        ({"joint__epochs": -1.0}, "joint.epochs is -1.0; expected a number of at least 0."),
+        ({"joint__momentum": 1.0}, "joint.momentum is 1.0; expected a number from 0 to below 1."),
+        ({"log__every_steps": 0}, "log.every_steps is 0; expected a whole number of at least 1."),
+        ({"eval__scales": ()}, "eval.scales is (); expected a tuple of one or more numbers from 0 "
+                               "to 1."),
+        ({"eval__scales": (0.2, 1.5)}, "eval.scales is (0.2, 1.5); expected a tuple of one or more "
+                                       "numbers from 0 to 1."),
+        ({"eval__scales": (True,)}, "eval.scales is (True,); expected a tuple of one or more "
+                                    "numbers from 0 to 1."),
+        ({"model__depth": 21}, "model.depth is 21; a CIFAR ResNet has depth 6n+2 (8, 14, 20, ...): "
+                               "the nearest is 20."),
+        ({"model__gate_reduction": 0}, "model.gate_reduction is 0; expected a whole number of at "
+                                       "least 1."),
+        ({"model__gate_reduction": 17}, "model.gate_reduction is 17; expected 1 to 16, the "
+                                        "channels that the first gate sees."),
+    ],
+)  # fmt: skip
+def test_validate_says_what_is_wrong(overrides: dict[str, object], sentence: str):
+    with pytest.raises(UserError) as caught:
+        config_lib.validate(digits(**overrides))
+    assert str(caught.value) == sentence
+
+
+def test_validate_names_a_missing_field():
+    config = digits()
+    with config.unlocked():
+        del config.scale.beta
+    with pytest.raises(UserError, match="scale.beta is missing .* a number of at least 0."):
+        config_lib.validate(config)
+
+
+def test_whole_numbers_stand_for_floats():
+    config_lib.validate(digits(joint__epochs=3, eval__scales=(0, 1), scale__min=0))
+
+
+@pytest.mark.parametrize("name", config_lib.FIELDS)
+def test_every_field_refuses_what_it_cannot_be(name: str):
+    with pytest.raises(UserError, match=name):
+        config_lib.validate(digits(**{name.replace(".", "__"): object()}))
+
+
+def test_architecture_follows_config_and_dataset():
+    config = digits(model__depth=8, data__name="cifar100", data__image_size=32)
+    arch = config_lib.architecture(config)
+    assert (arch.depth, arch.num_classes, arch.image_channels, arch.image_size) == (8, 100, 3, 32)
+    own = config_lib.architecture(config, num_classes=7, image_channels=1)
+    assert (own.num_classes, own.image_channels) == (7, 1)
+
+
+def write(path: pathlib.Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+def test_own_config_builds_on_a_shipped_one(tmp_path: pathlib.Path):
+    own = write(
+        tmp_path / "own.py",
+        "from urnet_jax import config\n"
+        "def get_config():\n"
+        "    mine = config.load('digits')\n"
+        "    mine.model.depth = 8\n"
+        "    return mine\n",
+    )
+    loaded = config_lib.load(own)
+    config_lib.validate(loaded)
+    assert loaded.model.depth == 8
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["own.py"]
+
+
+def test_whole_numbers_in_a_file_become_floats(tmp_path: pathlib.Path):
+    text = (CONFIGS / "digits.py").read_text().replace("epochs=30.0", "epochs=30")
+    loaded = config_lib.load(write(tmp_path / "own.py", text))
+    assert isinstance(loaded.pretrain.epochs, float)
+    assert loaded == config_lib.load("digits")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("x = 1", "has no function get_config"),
+        ("def get_config(): return {}", "gives a dict; expected an ml_collections.ConfigDict"),
+        ("a b", "is not valid Python: invalid syntax .*line 1"),
+    ],
+)
+def test_file_that_is_no_config(text: str, sentence: str, tmp_path: pathlib.Path):
+    with pytest.raises(UserError, match=sentence):
+        config_lib.load(write(tmp_path / "own.py", text))
+
+
+@pytest.mark.parametrize("name", ["digit", "", "configs", "other/digits.py", "/digits", "__init__"])
+def test_unknown_config_lists_the_shipped_ones(name: str):
+    with pytest.raises(UserError, match=f"'{name}' is neither a file nor .*{', '.join(NAMES)}"):
+        config_lib.load(name)

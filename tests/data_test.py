@@ -1,0 +1,389 @@
+import dataclasses
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+
+import grain
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from sklearn.datasets import load_digits
+
+from configs import digits
+from urnet_jax import data as data_lib
+from urnet_jax.errors import UserError
+
+TFDS = pathlib.Path(__file__).parents[2] / "shared" / "data" / "tfds"
+
+
+def prepared(name):
+    missing = not (TFDS / name).is_dir()
+    return pytest.mark.skipif(missing, reason=f"no prepared {name} in ../shared/data/tfds")
+
+
+def section(**fields):
+    data = digits.get_config().data
+    data.update(fields)
+    return data
+
+
+def imagenet(**fields):
+    defaults = {
+        "name": "imagenet2012",
+        "dir": str(TFDS),
+        "image_size": 64,
+        "batch_size": 50,
+        "augment": "random_resized_crop",
+        "threads": 2,
+    }
+    return section(**defaults | fields)
+
+
+def take(batches, count):
+    return [next(batches) for _ in range(count)]
+
+
+def joined(batches, key):
+    return np.concatenate([batch[key] for batch in batches])
+
+
+def assert_same(batches, expected):
+    assert len(batches) == len(expected)
+    for one, other in zip(batches, expected, strict=True):
+        assert one.keys() == other.keys()
+        for key in one:
+            np.testing.assert_array_equal(one[key], other[key])
+
+
+@pytest.fixture(scope="module")
+def train():
+    return data_lib.open_split(section(), "train")
+
+
+@pytest.fixture(scope="module")
+def test():
+    return data_lib.open_split(section(), "test")
+
+
+def test_digits_are_split_once_and_for_all(train, test):
+    assert (train.num_examples, test.num_examples) == (1437, 360)
+    assert train.num_classes == 10
+    assert train.image_shape == test.image_shape == (8, 8, 1)
+    assert (train.images.dtype, train.labels.dtype) == (np.uint8, np.int32)
+    everything = np.concatenate([train.images, test.images]).reshape(1797, -1)
+    # 16 grey levels become multiples of about 15.94, so the published values come back exactly.
+    published = np.rint(everything * (16 / 255))
+    want = load_digits().data
+    np.testing.assert_array_equal(published[np.lexsort(published.T)], want[np.lexsort(want.T)])
+    assert everything.max() == 255
+    counts = np.bincount(test.labels)
+    assert counts.min() >= 35 and counts.max() <= 37
+    # If this moves, scikit-learn splits in another way and old accuracies cannot be compared.
+    assert test.labels[:8].tolist() == [7, 6, 3, 7, 7, 3, 2, 8]
+
+
+def test_digits_are_resized_to_the_image_size(train):
+    larger = data_lib.open_split(section(image_size=16), "train")
+    assert larger.image_shape == (16, 16, 1)
+    assert abs(larger.images.mean() - train.images.mean()) < 2
+
+
+def test_each_epoch_sees_every_example_once_in_a_new_order(train):
+    batches = take(iter(data_lib.train_batches(train, section(), seed=3)), 70)
+    assert all(b["image"].shape == (64, 8, 8, 1) for b in batches)
+    epoch, index = joined(batches, "epoch"), joined(batches, "index")
+    np.testing.assert_array_equal(epoch, np.arange(70 * 64) // 1437)
+    orders = [index[epoch == e] for e in range(3)]
+    for order in orders:
+        np.testing.assert_array_equal(np.sort(order), np.arange(1437))
+    assert (orders[0] != orders[1]).mean() > 0.9
+    assert (orders[1] != orders[2]).mean() > 0.9
+    np.testing.assert_array_equal(joined(batches, "image"), train.images[index])
+    np.testing.assert_array_equal(joined(batches, "label"), train.labels[index])
+    types = {key: value.dtype for key, value in batches[0].items()}
+    assert types == {"image": np.uint8, "label": np.int32, "index": np.int64, "epoch": np.int32}
+
+
+def test_the_order_depends_on_the_seed_alone(train):
+    first = take(iter(data_lib.train_batches(train, section(), seed=3)), 2)
+    again = take(iter(data_lib.train_batches(train, section(threads=1), seed=3)), 2)
+    other = take(iter(data_lib.train_batches(train, section(), seed=4)), 2)
+    assert_same(again, first)
+    assert (joined(first, "index") != joined(other, "index")).mean() > 0.9
+
+
+def test_a_batch_may_be_larger_than_the_split(test):
+    batch = next(iter(data_lib.train_batches(test, section(batch_size=800), seed=0)))
+    assert np.bincount(batch["epoch"]).tolist() == [360, 360, 80]
+
+
+def test_an_iterator_resumes_from_its_state_in_mid_epoch(train):
+    batches = iter(data_lib.train_batches(train, section(), seed=0))
+    take(batches, 10)
+    state = json.loads(json.dumps(batches.get_state()))
+    expected = take(batches, 30)
+
+    resumed = iter(data_lib.train_batches(train, section(), seed=0))
+    next(resumed)  # a state also replaces a position that was already taken up
+    resumed.set_state(state)
+    assert_same(take(resumed, 30), expected)
+    batches.set_state(state)
+    assert_same(take(batches, 30), expected)
+
+
+def test_an_iterator_resumes_from_an_orbax_checkpoint(train, tmp_path):
+    batches = iter(data_lib.train_batches(train, section(), seed=0))
+    take(batches, 25)
+    with ocp.CheckpointManager(tmp_path, item_names=("data",)) as manager:
+        manager.save(0, args=ocp.args.Composite(data=grain.checkpoint.CheckpointSave(batches)))
+    expected = take(batches, 30)
+
+    resumed = iter(data_lib.train_batches(train, section(), seed=0))
+    with ocp.CheckpointManager(tmp_path, item_names=("data",)) as manager:
+        restore = ocp.args.Composite(data=grain.checkpoint.CheckpointRestore(resumed))
+        manager.restore(0, args=restore)
+    assert_same(take(resumed, 30), expected)
+
+
+@pytest.mark.parametrize("process_count", [2, 4, 64])
+def test_the_global_batch_does_not_depend_on_the_number_of_processes(train, process_count):
+    alone = take(iter(data_lib.train_batches(train, section(), seed=0)), 30)
+    shares = [
+        take(
+            iter(
+                data_lib.train_batches(
+                    train, section(), seed=0, process_index=k, process_count=process_count
+                )
+            ),
+            30,
+        )
+        for k in range(process_count)
+    ]
+    for step, batch in enumerate(alone):
+        for key in batch:
+            interleaved = np.stack([share[step][key] for share in shares], axis=1)
+            np.testing.assert_array_equal(interleaved.reshape(batch[key].shape), batch[key])
+
+
+@hypothesis.given(
+    local=st.integers(1, 400), process_count=st.integers(1, 4), data=st.sampled_from([section()])
+)
+@hypothesis.settings(deadline=None, max_examples=40)
+def test_evaluation_counts_each_example_once(test, local, process_count, data):
+    shares = [
+        list(data_lib.eval_batches(test, data, local * process_count, k, process_count))
+        for k in range(process_count)
+    ]
+    assert len({len(share) for share in shares}) == 1
+    batches = [batch for step in zip(*shares, strict=True) for batch in step]
+    assert all(len(value) == local for batch in batches for value in batch.values())
+    mask = joined(batches, "mask")
+    np.testing.assert_array_equal(joined(batches, "index")[mask], np.arange(360))
+    np.testing.assert_array_equal(joined(batches, "image")[mask], test.images)
+    np.testing.assert_array_equal(joined(batches, "label")[mask], test.labels)
+    assert not joined(batches, "image")[~mask].any()
+    assert (joined(batches, "index")[~mask] == -1).all()
+
+
+def test_processes_that_cannot_share_a_batch_are_an_error(train, test):
+    with pytest.raises(UserError, match="data.batch_size is 64; .* multiple of 3"):
+        data_lib.train_batches(train, section(), seed=0, process_count=3)
+    with pytest.raises(UserError, match="batch size is 0; expected a positive"):
+        data_lib.eval_batches(test, section(), 0)
+
+
+def test_an_augmentation_that_does_not_suit_the_dataset_is_an_error(train):
+    with pytest.raises(UserError, match="'random_resized_crop'; .* none, crop, crop_flip"):
+        data_lib.train_batches(train, section(augment="random_resized_crop"), seed=0)
+
+
+def test_unknown_names_are_errors():
+    with pytest.raises(UserError, match="'mnist'; expected one of digits, cifar10"):
+        data_lib.open_split(section(name="mnist"), "train")
+    with pytest.raises(UserError, match="'val'; expected 'train' or 'test'"):
+        data_lib.open_split(section(), "val")
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "imagenet2012"])
+def test_a_missing_directory_is_an_error_at_once(name, tmp_path):
+    start = time.monotonic()
+    for folder in ("", str(tmp_path), str(tmp_path / "absent"), "~/no such folder"):
+        with pytest.raises(UserError) as error:
+            data_lib.open_split(section(name=name, dir=folder), "train")
+        message = str(error.value)
+        assert "data.dir" in message and f"holds {name}/" in message and "tfds build" in message
+        assert folder in message and "\n" not in message
+    assert time.monotonic() - start < 5  # the network would be waited for, for minutes
+
+
+@pytest.mark.parametrize(
+    ("info", "files", "message"),
+    [
+        ("{", 1, "dataset_info.json is damaged"),
+        ("[]", 1, "dataset_info.json is damaged"),
+        ('{"fileFormat": "tfrecord", "splits": []}', 1, "holds tfrecord files"),
+        ('{"fileFormat": "array_record", "splits": []}', 0, "lists no"),
+        (
+            '{"fileFormat": "array_record", '
+            '"splits": [{"name": "train", "shardLengths": ["5", "5"]}]}',
+            1,
+            "holds 1 files of the split 'train' where its dataset_info.json lists 2",
+        ),
+    ],
+)
+def test_an_unprepared_directory_is_an_error(tmp_path, info, files, message):
+    folder = tmp_path / "cifar10" / "3.0.2"
+    folder.mkdir(parents=True)
+    (folder / "dataset_info.json").write_text(info)
+    for i in range(files):
+        (folder / f"cifar10-train.array_record-{i:05}-of-00002").touch()
+    with pytest.raises(UserError, match=message) as error:
+        data_lib.open_split(section(name="cifar10", dir=str(tmp_path)), "train")
+    assert str(folder) in str(error.value) and "tfds build cifar10" in str(error.value)
+
+
+@prepared("cifar10")
+def test_cifar10_is_decoded_as_tfds_decodes_it():
+    import tensorflow_datasets as tfds
+
+    data = section(name="cifar10", dir=str(TFDS), image_size=32)
+    split = data_lib.open_split(data, "test")
+    assert (split.num_examples, split.num_classes, split.image_shape) == (10000, 10, (32, 32, 3))
+    assert np.bincount(split.labels).tolist() == [1000] * 10
+    source = tfds.data_source("cifar10", data_dir=TFDS, split="test", download=False)
+    for i in (0, 1, 1000, 9999):
+        np.testing.assert_array_equal(split.images[i], source[i]["image"])
+        assert split.labels[i] == source[i]["label"]
+
+
+@prepared("imagenet2012")
+def test_imagenet_training_sees_each_image_once_an_epoch():
+    data = imagenet()
+    split = data_lib.open_split(data, "train")
+    assert (split.num_examples, split.num_classes, split.image_shape) == (150, 1000, (64, 64, 3))
+    batches = take(iter(data_lib.train_batches(split, data, seed=0)), 6)
+    assert all(b["image"].shape == (50, 64, 64, 3) for b in batches)
+    for epoch in (batches[:3], batches[3:]):
+        np.testing.assert_array_equal(np.sort(joined(epoch, "index")), np.arange(150))
+        assert len(np.unique(joined(epoch, "label"))) > 100
+    first, second = (
+        joined(epoch, "image")[np.argsort(joined(epoch, "index"))]
+        for epoch in (batches[:3], batches[3:])
+    )
+    assert (first != second).any(axis=(1, 2, 3)).all()
+
+
+@prepared("imagenet2012")
+def test_imagenet_crops_do_not_depend_on_threads_processes_or_restarts():
+    data = imagenet()
+    split = data_lib.open_split(data, "train")
+    batches = iter(data_lib.train_batches(split, data, seed=0))
+    first = take(batches, 1)
+    state = batches.get_state()
+    second = take(batches, 1)
+
+    serial = iter(data_lib.train_batches(split, imagenet(threads=1), seed=0))
+    assert_same(take(serial, 1), first)
+    serial.set_state(state)
+    assert_same(take(serial, 1), second)
+    half = data_lib.train_batches(split, data, seed=0, process_index=1, process_count=2)
+    assert_same(take(iter(half), 1), [{key: value[1::2] for key, value in first[0].items()}])
+
+
+@prepared("imagenet2012")
+def test_imagenet_without_augmentation_is_seen_as_in_evaluation():
+    data = imagenet(augment="none")
+    split = data_lib.open_split(data, "train")
+    batch = next(iter(data_lib.train_batches(split, data, seed=0)))
+    in_order = joined(list(data_lib.eval_batches(split, data, 75)), "image")
+    np.testing.assert_array_equal(batch["image"], in_order[batch["index"]])
+    with pytest.raises(UserError, match="data.augment is 'crop'"):
+        data_lib.train_batches(split, imagenet(augment="crop"), seed=0)
+
+
+@prepared("imagenet2012")
+def test_imagenet_evaluation_counts_each_image_once():
+    data = imagenet()
+    split = data_lib.open_split(data, "test")
+    batches = list(data_lib.eval_batches(split, data, 16))
+    assert [b["image"].shape for b in batches] == [(16, 64, 64, 3)] * 4
+    assert [int(b["mask"].sum()) for b in batches] == [16, 16, 16, 2]
+    mask = joined(batches, "mask")
+    np.testing.assert_array_equal(joined(batches, "index")[mask], np.arange(50))
+    assert joined(batches, "image")[mask].any(axis=(1, 2, 3)).all()
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=prepared(name)) for name in ("cifar10", "imagenet2012")]
+)
+def test_a_damaged_file_is_an_error(tmp_path, name):
+    shutil.copytree(TFDS / name, tmp_path / name)
+    (records,) = (tmp_path / name).rglob("*train.array_record*")
+    content = bytearray(records.read_bytes())
+    content[2000:3000] = bytes(1000)
+    records.write_bytes(content)
+    data = imagenet(name=name, dir=str(tmp_path), augment="none")
+    with pytest.raises(UserError, match=f"split '{name} train' cannot be read .*: prepare"):
+        next(data_lib.eval_batches(data_lib.open_split(data, "train"), data, 50))
+
+
+@prepared("imagenet2012")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_damaged_image_is_named(threads):
+    class Truncated:
+        def __init__(self, source):
+            self.source = source
+
+        def __getitems__(self, rows):
+            records = self.source.__getitems__(rows)
+            for row, record in zip(rows, records, strict=True):
+                if row == 7:
+                    record["image"] = record["image"][:5000]
+            return records
+
+    data = imagenet(threads=threads)
+    split = data_lib.open_split(data, "test")
+    split = dataclasses.replace(split, source=Truncated(split.source))
+    with pytest.raises(UserError, match="Image 7 of the split 'imagenet2012 test' cannot be read"):
+        next(data_lib.eval_batches(split, data, 20))
+
+
+WORKERS_SCRIPT = """
+import sys
+import numpy as np
+from configs import digits
+from urnet_jax import data as data_lib
+
+if __name__ == "__main__":
+    data = digits.get_config().data
+    data.update(name="imagenet2012", dir=sys.argv[1], image_size=64, batch_size=50,
+                augment="random_resized_crop", workers=2)
+    batches = iter(data_lib.train_batches(data_lib.open_split(data, "train"), data, seed=0))
+    batches.set_state({"step": 1})
+    loaded = [next(batches) for _ in range(4)]
+    batches.close()
+    np.savez(sys.argv[2], **{f"{k}{i}": v for i, b in enumerate(loaded) for k, v in b.items()})
+"""
+
+
+@pytest.mark.slow
+@prepared("imagenet2012")
+def test_workers_give_the_batches_of_one_process(tmp_path):
+    (tmp_path / "script.py").write_text(WORKERS_SCRIPT)
+    out = tmp_path / "batches.npz"
+    subprocess.run(
+        [sys.executable, tmp_path / "script.py", TFDS, out],
+        check=True,
+        timeout=120,
+        env={"PYTHONPATH": str(pathlib.Path(__file__).parents[1]), "JAX_PLATFORMS": "cpu"},
+    )
+    data = imagenet(workers=0)
+    batches = iter(data_lib.train_batches(data_lib.open_split(data, "train"), data, seed=0))
+    expected = take(batches, 5)[1:]
+    with np.load(out) as loaded:
+        assert_same([{k: loaded[f"{k}{i}"] for k in expected[0]} for i in range(4)], expected)

@@ -1,0 +1,11 @@
+"""Train a network.
+
+    python train.py --config=configs/digits.py --workdir=DIR [--config.any.field=value ...]
+
+`python train.py --help` explains the flags.
+"""
+
+from urnet_jax import cli
+
+if __name__ == "__main__":
+    cli.run_train()

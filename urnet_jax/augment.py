@@ -1,0 +1,128 @@
+"""Augmentation and normalisation: on the device for images in memory, on the host for JPEG files.
+
+Every random number is a function of (seed, epoch, example index) alone, so that an augmented image
+depends neither on the batch it is in nor on the number of processes, threads or restarts.
+"""
+
+import io
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
+from PIL import Image
+
+from urnet_jax.errors import UserError
+
+AUGMENTATIONS = ("none", "crop", "crop_flip", "random_resized_crop")
+
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+NORMALIZATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "digits": ((0.3054,), (0.3760,)),
+    "cifar10": _IMAGENET,
+    "cifar100": _IMAGENET,
+    "imagenet2012": _IMAGENET,
+}
+"""Dataset -> mean and standard deviation per channel of pixels in [0, 1]. Digits' are those of its
+training split; CIFAR takes ImageNet's because published PyTorch CIFAR weights expect them."""
+
+# Keeps these draws apart from others that also start from the seed and fold in a counter.
+_STREAM = 0x0A06
+
+_CROP_AREA = (0.08, 1.0)
+_CROP_RATIO = (3 / 4, 4 / 3)
+_CROP_ATTEMPTS = 10
+_EVAL_RESIZE = 256 / 224
+
+
+def normalize(
+    images: UInt8[Array, "b h w c"], mean: tuple[float, ...], std: tuple[float, ...]
+) -> Float[Array, "b h w c"]:
+    """Pixels of 0 to 255 as float32, with `mean` and `std` (per channel, of [0, 1]) taken out."""
+    scaled = images.astype(jnp.float32) / 255
+    return (scaled - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+
+
+def augment_images(
+    images: UInt8[Array, "b h w c"],
+    index: Int[Array, " b"],
+    epoch: Int[Array, " b"],
+    *,
+    seed: int,
+    mode: str,
+    padding: int,
+) -> UInt8[Array, "b h w c"]:
+    """Augments a batch on the device; to be called inside `jax.jit`.
+
+    Args:
+      images: the batch.
+      index: of each example in its split.
+      epoch: in which each example is seen.
+      seed: of the run.
+      mode: `crop` pads with zeros and crops at random, `crop_flip` also mirrors every second image,
+        left to right; `none` and `random_resized_crop` (done while decoding) change nothing.
+      padding: pixels added on each side before the crop.
+
+    Raises:
+      UserError: `mode` is unknown.
+    """
+    if mode not in AUGMENTATIONS:
+        raise UserError(f"data.augment is {mode!r}; expected one of {', '.join(AUGMENTATIONS)}.")
+    if mode in ("none", "random_resized_crop"):
+        return images
+    stream = jax.random.fold_in(jax.random.key(seed), _STREAM)
+    around = (padding, padding)
+    padded = jnp.pad(images, ((0, 0), around, around, (0, 0)))
+
+    def augment(image, index, epoch):
+        key = jax.random.fold_in(jax.random.fold_in(stream, epoch), index)
+        crop_key, flip_key = jax.random.split(key)
+        top, left = jax.random.randint(crop_key, (2,), 0, 2 * padding + 1)
+        image = jax.lax.dynamic_slice(image, (top, left, 0), images.shape[1:])
+        if mode == "crop":
+            return image
+        return jnp.where(jax.random.bernoulli(flip_key), image[:, ::-1], image)
+
+    return jax.vmap(augment)(padded, index, epoch)
+
+
+def decode_train(
+    jpeg_bytes: bytes, image_size: int, seed: int, epoch: int, index: int
+) -> UInt8[np.ndarray, "image_size image_size 3"]:
+    """Decodes, crops a random window (8 to 100 % of the area, 3:4 to 4:3), resizes, and mirrors."""
+    rng = np.random.default_rng((_STREAM, seed, epoch, index))
+    image = Image.open(io.BytesIO(jpeg_bytes)).convert("RGB")
+    box = _random_window(rng, *image.size)
+    image = image.resize((image_size, image_size), Image.Resampling.BILINEAR, box=box)
+    pixels = np.asarray(image)
+    return pixels[:, ::-1] if rng.random() < 0.5 else pixels
+
+
+def decode_eval(jpeg_bytes: bytes, image_size: int) -> UInt8[np.ndarray, "image_size image_size 3"]:
+    """Decodes, resizes the shorter side to image_size * 256 / 224, and crops the centre."""
+    image = Image.open(io.BytesIO(jpeg_bytes)).convert("RGB")
+    width, height = image.size
+    shorter = round(image_size * _EVAL_RESIZE)
+    factor = shorter / min(width, height)
+    # int, not round, as torchvision does, whose weights are to be evaluated as published.
+    width, height = max(shorter, int(width * factor)), max(shorter, int(height * factor))
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = round((width - image_size) / 2), round((height - image_size) / 2)
+    return np.asarray(image.crop((left, top, left + image_size, top + image_size)))
+
+
+def _random_window(rng: np.random.Generator, width: int, height: int) -> tuple[int, int, int, int]:
+    """A window (left, top, right, bottom) of random area, shape and place, as in Inception."""
+    log_ratio = np.log(_CROP_RATIO)
+    for _ in range(_CROP_ATTEMPTS):
+        area = width * height * rng.uniform(*_CROP_AREA)
+        ratio = np.exp(rng.uniform(*log_ratio))
+        w, h = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+            return left, top, left + w, top + h
+    # The image is too long or too high for any draw: the widest window of an allowed shape.
+    w = min(width, round(height * _CROP_RATIO[1]))
+    h = min(height, round(width / _CROP_RATIO[0]))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h

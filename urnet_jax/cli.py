@@ -1,0 +1,174 @@
+"""The two commands: flags in, one call of the library, one sentence for an input that is wrong.
+
+JAX is imported only after the input is found right, so that a mistake shows at once.
+"""
+
+import contextlib
+import inspect
+import os
+import re
+import sys
+from collections.abc import Iterator
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from urnet_jax import config as config_lib
+from urnet_jax.errors import UserError
+
+FLAGS = flags.FLAGS
+DEFAULT_CONFIG = "configs/digits.py"
+
+
+def run_train() -> None:
+    """Train a network.
+
+        python train.py --config=configs/digits.py --workdir=DIR [--config.any.field=value ...]
+
+    --config    a Python file with get_config(), or the name of a shipped one, as digits (default)
+    --config.X  replaces the config's field X, as --config.joint.epochs=20 or
+                --config.eval.scales=0.2,0.6,1.0
+    --workdir   the folder of the run: its checkpoints, metrics and tables; a run that was
+                interrupted goes on from there
+    """
+    app.run(_train, flags_parser=_parse_train)
+
+
+def run_evaluate() -> None:
+    """Evaluate a trained network over a grid of scales S.
+
+        python evaluate.py --workdir=DIR [--scales=0.2,0.6,1.0] [--split=test]
+
+    --workdir     the folder of a run by train.py
+    --scales      each from 0 to 1, separated by commas (default: the run's eval.scales)
+    --split       test (default) or train
+    --batch_size  images at a time (default: the run's eval.batch_size)
+    --data_dir    where the data lies now (default: the run's data.dir)
+    --output      the folder for tables and plots (default: eval in the workdir)
+    """
+    app.run(_evaluate, flags_parser=_parse_evaluate)
+
+
+@contextlib.contextmanager
+def _told_to_the_user() -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+@_told_to_the_user()
+def _parse_train(argv: list[str]) -> tuple[ConfigDict, str]:
+    _help(argv, run_train)
+    name, argv = _take_config(argv)
+    config = config_lib.load(name)
+    for argument in argv:
+        if override := re.match(r"--?(?:no)?config\.([^=]*)", argument):
+            config_lib.field(override[1])
+    config_flags.DEFINE_config_dict("config", config, "The config.", sys_argv=argv)
+    flags.DEFINE_string("workdir", "", "The folder of the run.")
+    _parse(argv)
+    config_lib.validate(FLAGS.config)
+    _check_workdir()
+    return FLAGS.config, FLAGS.workdir
+
+
+@_told_to_the_user()
+def _train(parsed: tuple[ConfigDict, str]) -> None:
+    from urnet_jax import training
+
+    config, workdir = parsed
+    training.train_and_evaluate(config, workdir)
+
+
+@_told_to_the_user()
+def _parse_evaluate(argv: list[str]) -> tuple[float, ...] | None:
+    _help(argv, run_evaluate)
+    flags.DEFINE_string("workdir", "", "The folder of a run by train.py.")
+    flags.DEFINE_string("scales", None, "Scales S, separated by commas.")
+    flags.DEFINE_enum("split", "test", ["test", "train"], "The split to evaluate on.")
+    flags.DEFINE_integer("batch_size", 0, "Images at a time; 0: the run's.", lower_bound=0)
+    flags.DEFINE_string("data_dir", "", "Where the data lies now.")
+    flags.DEFINE_string("output", "", "The folder for tables and plots.")
+    _parse(argv)
+    _check_workdir()
+    return None if FLAGS.scales is None else _scales(FLAGS.scales)
+
+
+@_told_to_the_user()
+def _evaluate(scales: tuple[float, ...] | None) -> None:
+    from urnet_jax import evaluation
+
+    evaluation.evaluate_workdir(
+        FLAGS.workdir,
+        scales=scales,
+        split=FLAGS.split,
+        batch_size=FLAGS.batch_size,
+        data_dir=FLAGS.data_dir,
+        output=FLAGS.output,
+    )
+
+
+def _check_workdir() -> None:
+    if not FLAGS.workdir:
+        raise UserError("--workdir is missing; name the run's folder, as --workdir=runs/mine.")
+    if os.path.isfile(FLAGS.workdir):
+        raise UserError(f"--workdir is {FLAGS.workdir!r}, a file; name a folder.")
+
+
+def _scales(text: str) -> tuple[float, ...]:
+    try:
+        scales = tuple(map(float, text.split(",")))
+    except ValueError:
+        scales = ()
+    if not scales or not all(0 <= scale <= 1 for scale in scales):
+        raise UserError(
+            f"--scales is {text!r}; expected numbers from 0 to 1 separated by commas, as 0.2,0.6."
+        )
+    return scales
+
+
+def _help(argv: list[str], command: object) -> None:
+    # Absl's own --help lists flags of the main module only, which here has none, and exits with 1.
+    if {"--help", "-help", "-h", "-?", "--helpshort"} & set(argv):
+        print(inspect.getdoc(command))
+        sys.exit(0)
+
+
+def _take_config(argv: list[str]) -> tuple[str, list[str]]:
+    """The value of --config, and the arguments without it."""
+    own = flags.FlagValues()
+    flags.DEFINE_string("config", DEFAULT_CONFIG, "A config.", flag_values=own)
+    own.set_gnu_getopt(True)
+    with _flag_errors():
+        rest = own(argv, known_only=True)
+    return own["config"].value, rest
+
+
+def _parse(argv: list[str]) -> None:
+    with _flag_errors():
+        rest = FLAGS(argv)
+    if rest[1:]:
+        raise UserError(f"unexpected argument {rest[1]!r}; write every option as --name=value.")
+    if FLAGS["verbosity"].using_default_value:
+        FLAGS.verbosity = logging.WARNING  # Orbax and others log every step of theirs at INFO
+
+
+@contextlib.contextmanager
+def _flag_errors() -> Iterator[None]:
+    try:
+        yield
+    except flags.IllegalFlagValueError as error:
+        illegal = re.match(r"flag --([\w.]+)=(.*?): (.*)", str(error), re.DOTALL)
+        if not illegal:
+            raise UserError(f"{error}.") from error
+        name, value, reason = illegal.groups()
+        if name.startswith("config."):
+            raise config_lib.not_allowed(name.removeprefix("config."), value) from error
+        # Where absl has no words for what it expects, its reason says it: "value should be ...".
+        expected = FLAGS[name].parser.syntactic_help
+        wanted = f"expected {expected}" if expected else reason
+        raise UserError(f"--{name} is {value!r}; {wanted}.") from error
+    except flags.Error as error:
+        raise UserError(str(error)) from error

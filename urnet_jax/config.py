@@ -1,0 +1,309 @@
+"""What a config may hold: its fields, their ranges, and how configs are loaded and kept."""
+
+import dataclasses
+import difflib
+import importlib.resources
+import json
+import math
+import pathlib
+from collections.abc import Iterator
+from importlib.resources.abc import Traversable
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from urnet_jax.architecture import Architecture
+from urnet_jax.errors import UserError
+
+
+class Dataset(NamedTuple):
+    """What a network must know of a dataset."""
+
+    num_classes: int
+    image_channels: int
+
+
+DATASETS = {
+    "digits": Dataset(10, 1),
+    "cifar10": Dataset(10, 3),
+    "cifar100": Dataset(100, 3),
+    "imagenet2012": Dataset(1000, 3),
+}
+
+_KIND_NAMES = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    tuple: "a tuple of numbers",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """What one field of a config may be; a tuple's range holds for each of its numbers."""
+
+    kind: type  # bool, int, float, str, or tuple (of floats)
+    low: float = -math.inf
+    high: float = math.inf
+    below: float = math.inf  # like high, but itself out of range
+    choices: tuple[str, ...] = ()
+    empty: bool = True  # whether a tuple may be
+
+    @property
+    def expected(self) -> str:
+        """For people: 'a number from 0 to 1'."""
+        if self.choices:
+            return "one of " + ", ".join(map(repr, self.choices))
+        name = _KIND_NAMES[self.kind]
+        if self.kind is tuple and not self.empty:
+            name = "a tuple of one or more numbers"
+        if self.below < math.inf:
+            return f"{name} from {self.low} to below {self.below}"
+        if self.high < math.inf:
+            return f"{name} from {self.low} to {self.high}"
+        return f"{name} of at least {self.low}" if self.low > -math.inf else name
+
+    def allows(self, value: object) -> bool:
+        if self.kind is tuple:
+            if not isinstance(value, tuple) or not (value or self.empty):
+                return False
+            return all(_is_number(v) and self._in_range(v) for v in value)
+        if self.kind is float:
+            return _is_number(value) and self._in_range(value)
+        if type(value) is not self.kind:
+            return False
+        if self.choices:
+            return value in self.choices
+        return self.kind is not int or self._in_range(value)
+
+    def _in_range(self, value: Any) -> bool:
+        return math.isfinite(value) and self.low <= value <= self.high and value < self.below
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float)
+
+
+def _choice(*choices: str) -> Field:
+    return Field(str, choices=choices)
+
+
+_TEXT = Field(str)
+_SWITCH = Field(bool)
+_COUNT = Field(int, low=1)
+_NOT_NEGATIVE = Field(float, low=0)
+_SHARE = Field(float, low=0, high=1)
+
+_PHASE = {
+    "epochs": _NOT_NEGATIVE,
+    "init_from": _TEXT,
+    "learning_rate": _NOT_NEGATIVE,
+    "final_learning_rate": _NOT_NEGATIVE,
+    "schedule": _choice("cosine", "step", "constant"),
+    "step_fractions": Field(tuple, low=0, high=1),
+    "step_factor": _SHARE,
+    "warmup_epochs": _NOT_NEGATIVE,
+    "gate_learning_rate_factor": _NOT_NEGATIVE,
+    "momentum": Field(float, low=0, below=1),
+    "weight_decay": _NOT_NEGATIVE,
+    "clip_norm": _NOT_NEGATIVE,
+    "ema_decay": Field(float, low=0, below=1),
+}
+
+FIELDS: dict[str, Field] = {
+    "seed": Field(int, low=0, high=2**32 - 1),
+    "data.name": _choice(*DATASETS),
+    "data.dir": _TEXT,
+    "data.image_size": _COUNT,
+    "data.batch_size": _COUNT,
+    "data.augment": _choice("none", "crop", "crop_flip", "random_resized_crop"),
+    "data.crop_padding": Field(int, low=0),
+    "data.workers": Field(int, low=0),
+    "data.threads": _COUNT,
+    "model.family": _choice("cifar", "imagenet"),
+    "model.depth": _COUNT,
+    "model.width": _COUNT,
+    "model.shortcut": _choice("A", "pool", "B"),
+    "model.dtype": _choice("float32", "bfloat16"),
+    "model.gated": _SWITCH,
+    "model.gate_reduction": _COUNT,
+    "model.gate_bias": Field(float),
+    "model.scan": _choice("auto", "loop", "unroll"),
+    "gate.sigmoid_probability": _SHARE,
+    "gate.draw": _choice("gate", "sample", "step"),
+    "scale.min": _SHARE,
+    "scale.max": _SHARE,
+    "scale.draw": _choice("sample", "step"),
+    "scale.loss": _choice("sample", "batch"),
+    "scale.beta": _NOT_NEGATIVE,
+    **{
+        f"{phase}.{name}": known
+        for phase in ("pretrain", "gates", "joint")
+        for name, known in _PHASE.items()
+    },
+    "eval.scales": Field(tuple, low=0, high=1, empty=False),
+    "eval.every_epochs": _NOT_NEGATIVE,
+    "eval.batch_size": _COUNT,
+    "checkpoint.every_epochs": _NOT_NEGATIVE,
+    "checkpoint.keep": _COUNT,
+    "log.every_steps": _COUNT,
+    "log.tensorboard": _SWITCH,
+}
+"""Every field of a config by its dotted name; `configs/digits.py` says what each one means."""
+
+
+def field(name: str) -> Field:
+    """The field of that dotted name; a UserError that names the nearest one if there is none."""
+    if name in FIELDS:
+        return FIELDS[name]
+    inside = [known.removeprefix(f"{name}.") for known in FIELDS if known.startswith(f"{name}.")]
+    if inside:
+        raise UserError(f"{name} is a section of the config; set its fields: {', '.join(inside)}.")
+    (nearest,) = difflib.get_close_matches(name, FIELDS, n=1, cutoff=0.0)
+    raise UserError(f"{name!r} is not a config field; the nearest known one is {nearest}.")
+
+
+def not_allowed(name: str, value: object) -> UserError:
+    """The error that `value` is not what the known field `name` may be."""
+    return UserError(f"{name} is {value!r}; expected {field(name).expected}.")
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks every field, so that a run never fails late for a reason its config shows.
+
+    Raises:
+      UserError: a field is unknown, missing, of the wrong type or out of range, or fields
+        contradict one another; the first that is found.
+    """
+    values = dict(flatten(config))
+    for name, value in values.items():
+        if not field(name).allows(value):
+            raise not_allowed(name, value)
+    for name, known in FIELDS.items():
+        if name not in values:
+            raise UserError(f"{name} is missing from the config; set it to {known.expected}.")
+    if config.scale.min > config.scale.max:
+        raise UserError(
+            f"scale.min is {config.scale.min}, more than scale.max, {config.scale.max}; "
+            "set scale.min to at most scale.max."
+        )
+    architecture(config)
+
+
+def architecture(
+    config: ConfigDict, num_classes: int | None = None, image_channels: int | None = None
+) -> Architecture:
+    """The network that a config describes.
+
+    Args:
+      config: a config with its sections `data` and `model`.
+      num_classes: by default those of the dataset `data.name`.
+      image_channels: by default those of the dataset `data.name`.
+
+    Raises:
+      UserError: such a network does not exist, for example a depth that no CIFAR ResNet has.
+    """
+    dataset, model = DATASETS[config.data.name], config.model
+    try:
+        return Architecture(
+            family=model.family,
+            depth=model.depth,
+            num_classes=num_classes or dataset.num_classes,
+            image_size=config.data.image_size,
+            image_channels=image_channels or dataset.image_channels,
+            width=model.width,
+            shortcut=model.shortcut,
+            gated=model.gated,
+            gate_reduction=model.gate_reduction,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def load(path_or_name: str) -> ConfigDict:
+    """Loads a config file and locks it; `validate` checks what it holds.
+
+    Args:
+      path_or_name: a Python file with a function `get_config()`, or the name of a config that
+        comes with the package, as `digits` or `configs/digits.py`.
+
+    Raises:
+      UserError: no such file or name, or the file's `get_config()` gives no ConfigDict.
+    """
+    file = _find(path_or_name)
+    namespace: dict[str, Any] = {"__name__": "config", "__file__": str(file)}
+    try:
+        code = compile(file.read_text(encoding="utf-8"), str(file), "exec")
+    except (SyntaxError, ValueError) as error:
+        raise UserError(f"config {path_or_name} is not valid Python: {error}.") from error
+    exec(code, namespace)
+    if "get_config" not in namespace:
+        raise UserError(f"config {path_or_name} has no function get_config(); add one.")
+    config = namespace["get_config"]()
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"config {path_or_name}: get_config() gives a {type(config).__name__}; expected an "
+            "ml_collections.ConfigDict."
+        )
+    # A field's type at loading decides what an override may be: 30 must not shut out 0.5.
+    for name, value in dict(flatten(config)).items():
+        if name in FIELDS and FIELDS[name].kind is float and type(value) is int:
+            section, _, leaf = name.rpartition(".")
+            with config.ignore_type():
+                (config[section] if section else config)[leaf] = float(value)
+    return config.lock()
+
+
+def to_json(config: ConfigDict) -> str:
+    """The config as JSON text, from which `from_json` makes an equal one."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True)
+
+
+def from_json(text: str) -> ConfigDict:
+    """The locked config of a text by `to_json`; a UserError if the text is not one."""
+    try:
+        tree = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"the stored config is not JSON ({error}); restore its file.") from error
+    if not isinstance(tree, dict):
+        raise UserError("the stored config is not a JSON object; restore its file.")
+    return ConfigDict(_lists_to_tuples(tree)).lock()
+
+
+def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in config.items():
+        if isinstance(value, ConfigDict) and len(value):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _find(path_or_name: str) -> pathlib.Path | Traversable:
+    path = pathlib.Path(path_or_name)
+    if path.is_file():
+        return path
+    shipped = _shipped()
+    name = path.name.removesuffix(".py")
+    if str(path.parent) in (".", "configs") and name in shipped:
+        return shipped[name]
+    raise UserError(
+        f"config {path_or_name!r} is neither a file nor one of the shipped configs "
+        f"{', '.join(shipped)}."
+    )
+
+
+def _shipped() -> dict[str, Traversable]:
+    """The configs that come with the package: in a wheel as urnet_jax.configs, else beside it."""
+    try:
+        folder = importlib.resources.files("urnet_jax.configs")
+    except ModuleNotFoundError:
+        folder = pathlib.Path(__file__).parent.parent / "configs"
+    names = sorted(f.name.removesuffix(".py") for f in folder.iterdir() if f.name.endswith(".py"))
+    return {name: folder / f"{name}.py" for name in names if name != "__init__"}
+
+
+def _lists_to_tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _lists_to_tuples(inner) for key, inner in value.items()}
+    return tuple(map(_lists_to_tuples, value)) if isinstance(value, list) else value

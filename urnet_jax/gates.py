@@ -1,0 +1,63 @@
+"""The Conditional Gating Module and its stochastic activation (URNet, section 3)."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+GateDraw = Literal["gate", "sample", "step"]
+
+
+class ConditionalGate(nnx.Module):
+    """Scores one residual block from the features that enter it and the scale S.
+
+    Global average pool -> concatenation with S broadcast to C channels -> linear to C / r -> ReLU
+    -> linear to one logit (URNet, figure 2 and "Conditional Gating Module").
+    """
+
+    def __init__(self, channels: int, *, reduction: int, bias: float, rngs: nnx.Rngs) -> None:
+        """A gate over `channels` features.
+
+        Args:
+          channels: C, channels of the features that enter the block.
+          reduction: r; the hidden layer has C / r units.
+          bias: initial bias of the logit. Positive: the gate begins open.
+          rngs: of the initial weights.
+        """
+        hidden = max(1, channels // reduction)
+        he_normal = nnx.initializers.he_normal()
+        self.fc1 = nnx.Linear(2 * channels, hidden, kernel_init=he_normal, rngs=rngs)
+        self.fc2 = nnx.Linear(hidden, 1, bias_init=nnx.initializers.constant(bias), rngs=rngs)
+
+    def __call__(
+        self, features: Float[Array, "B H W C"], scale: Float[Array, " B"]
+    ) -> Float[Array, " B"]:
+        """The gate's logits, in float32 whatever the features' dtype."""
+        pooled = jnp.mean(features, axis=(1, 2), dtype=jnp.float32)
+        asked = jnp.broadcast_to(scale[:, None].astype(jnp.float32), pooled.shape)
+        hidden = nnx.relu(self.fc1(jnp.concatenate([pooled, asked], axis=-1)))
+        return self.fc2(hidden)[:, 0]
+
+
+def activate(logits: Float[Array, " B"], use_sigmoid: Bool[Array, " B"]) -> Float[Array, " B"]:
+    """Gates in [0, 1]: a sigmoid where `use_sigmoid`, else a hard step at 0.5.
+
+    A logit of zero or more is a sigmoid of 0.5 or more, and open. The step has no gradient.
+    """
+    return jnp.where(use_sigmoid, jax.nn.sigmoid(logits), (logits >= 0).astype(logits.dtype))
+
+
+def draw_sigmoid(
+    key: Array, probability: float, draw: GateDraw, batch_size: int, num_blocks: int
+) -> Bool[Array, "B N"]:
+    """Which gates of a training step are sigmoids, each with `probability` (the paper's p).
+
+    The paper leaves open how often p is drawn: once per `step`, once per `sample`, or for every
+    `gate` of every sample. Block n draws from `fold_in(key, n)`.
+    """
+    shape = {"gate": (num_blocks, batch_size), "sample": (1, batch_size), "step": (1, 1)}[draw]
+    keys = jax.vmap(lambda n: jax.random.fold_in(key, n))(jnp.arange(shape[0]))
+    drawn = jax.vmap(lambda k: jax.random.bernoulli(k, probability, shape[1:]))(keys)
+    return jnp.broadcast_to(drawn, (num_blocks, batch_size)).T

@@ -1,0 +1,17 @@
+"""Training metrics as sums that merge."""
+
+import flax.struct
+from clu import metrics
+
+
+@flax.struct.dataclass
+class TrainMetrics(metrics.Collection):
+    """Means over the samples of one or many training steps."""
+
+    loss: metrics.Average.from_output("loss")  # pyright: ignore[reportInvalidTypeForm]
+    cross_entropy: metrics.Average.from_output("cross_entropy")  # pyright: ignore[reportInvalidTypeForm]
+    scale_loss: metrics.Average.from_output("scale_loss")  # pyright: ignore[reportInvalidTypeForm]
+    top1: metrics.Average.from_output("correct")  # pyright: ignore[reportInvalidTypeForm]
+    usage: metrics.Average.from_output("usage")  # pyright: ignore[reportInvalidTypeForm]
+    scale: metrics.Average.from_output("scale")  # pyright: ignore[reportInvalidTypeForm]
+    gradient_norm: metrics.Average.from_output("gradient_norm")  # pyright: ignore[reportInvalidTypeForm]

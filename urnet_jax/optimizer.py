@@ -1,0 +1,95 @@
+"""Schedules, the optax chain, and which parameters each training phase moves."""
+
+from typing import Any
+
+import optax
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+PHASES = ("pretrain", "gates", "joint")
+"""In the order they run: the plain network, the gates alone, everything."""
+
+Params = dict[str, Any]
+
+
+def is_gate(path: tuple[str, ...]) -> bool:
+    """Whether a parameter's path lies in a ConditionalGate."""
+    return "gate" in path
+
+
+def split_trained(params: Params, phase: str) -> tuple[Params, Params]:
+    """Parameters that `phase` moves and those it leaves alone, two nested dicts."""
+    moves = {
+        "pretrain": lambda path: not is_gate(path),
+        "gates": is_gate,
+        "joint": lambda path: True,
+    }[phase]
+    flat = traverse_util.flatten_dict(params)
+    trained = {path: value for path, value in flat.items() if moves(path)}
+    frozen = {path: value for path, value in flat.items() if not moves(path)}
+    return traverse_util.unflatten_dict(trained), traverse_util.unflatten_dict(frozen)
+
+
+def join(trained: Params, frozen: Params) -> Params:
+    """Undoes `split_trained`."""
+    flat = traverse_util.flatten_dict(trained) | traverse_util.flatten_dict(frozen)
+    return traverse_util.unflatten_dict(flat)
+
+
+def make_schedule(section: ConfigDict, steps_per_epoch: float) -> optax.Schedule:
+    """The learning rate of one phase, from the phase's first step on.
+
+    Args:
+      section: a phase's section of the config.
+      steps_per_epoch: training steps of one epoch.
+    """
+    length = num_steps(section.epochs, steps_per_epoch)
+    warmup_steps = min(num_steps(section.warmup_epochs, steps_per_epoch), length // 2)
+    peak, rest = section.learning_rate, max(1, length - warmup_steps)
+    if section.schedule == "cosine":
+        alpha = section.final_learning_rate / peak if peak else 0.0
+        main = optax.cosine_decay_schedule(peak, rest, alpha)
+    elif section.schedule == "step":
+        drops = {round(f * length) - warmup_steps: section.step_factor
+                 for f in section.step_fractions}  # fmt: skip
+        main = optax.piecewise_constant_schedule(peak, drops)
+    else:
+        main = optax.constant_schedule(peak)
+    if not warmup_steps:
+        return main
+    # The first step already moves: linear_schedule would begin at exactly 0.
+    warmup = optax.linear_schedule(peak / warmup_steps, peak, max(1, warmup_steps - 1))
+    return optax.join_schedules([warmup, main], [warmup_steps])
+
+
+def num_steps(epochs: float, steps_per_epoch: float) -> int:
+    """Training steps of a number of epochs: at least one, 0 for 0 epochs."""
+    return max(1, round(epochs * steps_per_epoch)) if epochs > 0 else 0
+
+
+def make_optimizer(section: ConfigDict, steps_per_epoch: float) -> optax.GradientTransformation:
+    """SGD with Nesterov momentum for the parameters that a phase trains.
+
+    Weight decay is added to the gradient (L2) and spares norms, biases and gates; the gates' steps
+    are multiplied by `gate_learning_rate_factor`; clipping sees the loss's gradient alone.
+    """
+    chain = []
+    if section.clip_norm > 0:
+        chain.append(optax.clip_by_global_norm(section.clip_norm))
+    chain.append(optax.add_decayed_weights(section.weight_decay, mask=decayed))
+    chain.append(
+        optax.sgd(make_schedule(section, steps_per_epoch), momentum=section.momentum, nesterov=True)
+    )
+    if section.gate_learning_rate_factor != 1.0:
+        faster = optax.scale(section.gate_learning_rate_factor)
+        chain.append(optax.masked(faster, lambda params: _mask(params, is_gate)))
+    return optax.chain(*chain)
+
+
+def decayed(params: Params) -> Params:
+    """Mask of the parameters with weight decay: kernels outside the gates."""
+    return _mask(params, lambda path: path[-1] == "kernel" and not is_gate(path))
+
+
+def _mask(params: Params, rule: Any) -> Params:
+    return traverse_util.path_aware_map(lambda path, _: rule(path), params)

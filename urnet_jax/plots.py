@@ -1,0 +1,160 @@
+"""The two pictures of an evaluation: top-1 against FLOPs, and which blocks are used at which S.
+
+Figures are made through matplotlib's object interface, so that drawing one changes neither the
+backend nor the current figure of the program or notebook that asks for it.
+"""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Num
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
+
+_LINE = "#1f5f8b"
+_BAR = "#a9c6db"
+_MOST_NUMBERED_BLOCKS = 36
+
+
+def plot_top1_vs_flops(summary: pd.DataFrame, title: str = "") -> Figure:
+    """Top-1 (percent) against FLOPs (percent of the full network), a point for every S.
+
+    Args:
+      summary: the table of `evaluation.summarize`; `scale`, `top1_percent`, `flops_share`,
+        `flops_std` and `flops_full` are read.
+      title: written above the plot.
+
+    Returns:
+      The figure. Horizontal bars are one standard deviation over the samples.
+    """
+    figure = Figure(figsize=(6.4, 4.4), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    share = 100 * summary["flops_share"].to_numpy(float)
+    spread = 100 * (summary["flops_std"] / summary["flops_full"]).to_numpy(float)
+    top1 = summary["top1_percent"].to_numpy(float)
+    axes.errorbar(share, top1, xerr=spread, fmt="none", ecolor=_BAR, elinewidth=2, capsize=3)
+    axes.plot(share, top1, "o-", color=_LINE, linewidth=1.5, markersize=6, zorder=3)
+
+    low, high = top1.min(), top1.max()
+    margin = max(0.5, 0.15 * (high - low))
+    axes.set_ylim(low - margin, high + margin)
+    left, right = (share - spread).min(), (share + spread).max()
+    pad = max(2.0, 0.06 * (right - left))
+    axes.set_xlim(left - pad, right + pad)
+    axes.set_xlabel("FLOPs, % of the full network (bars: one standard deviation over samples)")
+    axes.set_ylabel("top-1, %")
+    axes.grid(color="0.9")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    if title:
+        axes.set_title(title, fontsize=10)
+    figure.draw_without_rendering()  # the layout decides where points are, in pixels
+    _label_points(axes, share, top1, [f"S = {scale:g}" for scale in summary["scale"]])
+    return figure
+
+
+def plot_block_usage(
+    gates: Num[np.ndarray, "k n N"],
+    scales: Sequence[float],
+    stage_blocks: Sequence[int],
+    title: str = "",
+) -> Figure:
+    """A map of the share of samples that use each block (x, network order) at each S (y).
+
+    Args:
+      gates: 1 where a sample uses a block, by S, sample and block.
+      scales: S of each of the k rows, ascending.
+      stage_blocks: blocks of each stage in network order; they sum to N.
+      title: written above the plot.
+
+    Returns:
+      The figure, wide enough for N blocks; cells carry their percentage where N is small.
+    """
+    usage = 100 * np.asarray(gates).mean(axis=1, dtype=np.float64)
+    rows, blocks = usage.shape
+    numbered = blocks <= _MOST_NUMBERED_BLOCKS
+    width = np.clip((0.42 if numbered else 0.2) * blocks + 2.0, 6.4, 17.2)
+    figure = Figure(figsize=(width, 1.6 + 0.36 * max(rows, 3)), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(usage, cmap="viridis", vmin=0, vmax=100, aspect="auto", origin="lower")
+    bar = figure.colorbar(image, ax=axes, pad=0.02, fraction=0.06)
+    bar.set_label("samples using\nthe block, %")
+
+    axes.set_yticks(range(rows), [f"{scale:g}" for scale in scales])
+    axes.set_ylabel("S")
+    step = max(1, -(-blocks // 30))
+    ticks = np.arange(0, blocks, step)
+    axes.set_xticks(ticks, [str(tick + 1) for tick in ticks])
+    axes.set_xlabel("block, in network order")
+    axes.tick_params(length=2)
+    axes.spines[:].set_visible(False)
+    _draw_stages(axes, stage_blocks)
+    if numbered:
+        for (row, block), value in np.ndenumerate(usage):
+            colour = "black" if value > 60 else "white"
+            text = f"{value:.0f}"
+            axes.text(block, row, text, ha="center", va="center", fontsize=7, color=colour)
+    if title:
+        axes.set_title(title, fontsize=10, pad=18)
+    return figure
+
+
+def to_png(figure: Figure) -> bytes:
+    """The figure as a PNG file's content."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _draw_stages(axes: Axes, stage_blocks: Sequence[int]) -> None:
+    start = 0
+    for number, blocks in enumerate(stage_blocks, 1):
+        if start:
+            axes.axvline(start - 0.5, color="white", linewidth=3)
+        axes.text(
+            start + (blocks - 1) / 2,
+            1.02,
+            f"stage {number}",
+            transform=axes.get_xaxis_transform(),
+            ha="center",
+            va="bottom",
+            fontsize=9,
+        )
+        start += blocks
+
+
+def _label_points(axes: Axes, xs: np.ndarray, ys: np.ndarray, labels: Sequence[str]) -> None:
+    """Writes each label beside its point, clear of the curve, the axes and other labels.
+
+    A label that finds no room, among many points in one spot, is left out.
+    """
+    points = axes.transData.transform(np.c_[xs, ys])
+    taken = [Bbox.from_bounds(x - 7, y - 7, 14, 14) for x, y in points]
+    for start, end in zip(points[:-1], points[1:], strict=True):
+        dots = np.linspace(start, end, 2 + int(np.hypot(*(end - start)) / 4))
+        taken += [Bbox.from_bounds(x - 1, y - 1, 2, 2) for x, y in dots]
+    inside = axes.get_window_extent()
+    # Below and right, then above and left: where a rising, flattening curve is not.
+    places = [(4, -5), (-4, 5), (0, 8), (0, -8)]
+    places += [(dx, dy) for r in (20, 34, 48) for dx, dy in ((r, -r), (-r, r), (0, r), (0, -r))]
+    for point, x, y, label in zip(points, xs, ys, labels, strict=True):
+        for dx, dy in places:
+            text = axes.annotate(label, (x, y), (dx, dy), textcoords="offset points", fontsize=8)
+            text.set_horizontalalignment("left" if dx > 0 else "right" if dx < 0 else "center")
+            text.set_verticalalignment("bottom" if dy > 0 else "top")
+            box = text.get_window_extent()
+            contained = inside.contains(*box.min) and inside.contains(*box.max)
+            middle = np.mean([box.min, box.max], axis=0)
+            nearest = points[np.hypot(*(points - middle).T).argmin()]
+            far = abs(dy) > 8
+            clear = far or np.array_equal(nearest, point)  # whose label it is
+            if contained and clear and not box.count_overlaps(taken):
+                taken.append(box)
+                if far:
+                    line = {"arrowstyle": "-", "color": "0.6"}
+                    axes.annotate("", (x, y), (dx, dy), textcoords="offset points", arrowprops=line)
+                break
+            text.remove()

@@ -1,0 +1,81 @@
+"""What a person sees of a phase in training: a bar in a terminal, lines in a log file."""
+
+import sys
+import time
+
+import jax
+from tqdm import tqdm
+
+from urnet_jax.metrics import TrainMetrics
+from urnet_jax.writers import MetricWriter
+
+LINE_EVERY_S = 15.0
+"""Seconds between lines where there is no terminal to draw a bar on."""
+
+
+class PhaseProgress:
+    """Merges the metrics of training steps, shows and writes them, and never waits for the device.
+
+    A step's metrics are fetched only after a later step was dispatched.
+    """
+
+    def __init__(
+        self, writer: MetricWriter, phase: str, *, first: int, num_steps: int, every_steps: int,
+        batch_size: int,
+    ) -> None:  # fmt: skip
+        """Progress of a phase of `num_steps` that goes on after its step `first`."""
+        self._writer, self._phase = writer, phase
+        self._every_steps, self._batch_size = every_steps, batch_size
+        self._bar = tqdm(
+            total=num_steps, initial=first, desc=phase, unit="step", dynamic_ncols=True,
+            disable=not sys.stderr.isatty(),
+        )  # fmt: skip
+        self._num_steps, self._line_at = num_steps, time.monotonic()
+        self._collected: list[TrainMetrics] = []
+        self._due: tuple[int, int, list[TrainMetrics], float] | None = None
+        self._clock = time.monotonic()
+
+    def add(self, step: int, phase_step: int, metrics: TrainMetrics) -> None:
+        """Takes the metrics of a step that was just dispatched."""
+        self._write_due()
+        self._bar.update()
+        self._collected.append(metrics)
+        if phase_step % self._every_steps == 0 or phase_step == self._num_steps:
+            now = time.monotonic()
+            self._due = (step, phase_step, self._collected, now - self._clock)
+            self._collected, self._clock = [], now
+
+    def pause(self) -> None:
+        """Writes what is due; the time until `resume` is not counted as training."""
+        self._write_due()
+        self._paused_at = time.monotonic()
+
+    def resume(self) -> None:
+        self._clock += time.monotonic() - self._paused_at
+
+    def close(self) -> None:
+        self._write_due()
+        self._bar.close()
+
+    def _write_due(self) -> None:
+        if self._due is None:
+            return
+        step, phase_step, collected, seconds = self._due
+        self._due = None
+        host = jax.device_get(collected)
+        merged = host[0]
+        for metrics in host[1:]:
+            merged = merged.merge(metrics)
+        values = {name: float(value) for name, value in merged.compute().items()}
+        values["images_per_s"] = len(host) * self._batch_size / max(seconds, 1e-9)
+        self._writer.write("train", step, {"phase": self._phase, **values})
+        shown = (
+            f"loss {values['loss']:.3f}, top-1 {100 * values['top1']:.1f} %, "
+            f"usage {values['usage']:.2f}, {values['images_per_s']:.0f} img/s"
+        )
+        self._bar.set_postfix_str(shown)
+        if self._bar.disable and (
+            time.monotonic() - self._line_at > LINE_EVERY_S or phase_step == self._num_steps
+        ):
+            self._line_at = time.monotonic()
+            print(f"{self._phase} {phase_step}/{self._num_steps}: {shown}", flush=True)

@@ -1,0 +1,113 @@
+"""The training state, a pytree, and the network as a pure function of it."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
+
+from urnet_jax import optimizer
+from urnet_jax.config import architecture
+from urnet_jax.resnet import ResNet
+
+Tree = dict[str, Any]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a training step reads and writes.
+
+    Attributes:
+      step: steps taken over all phases.
+      phase_step: steps taken in the present phase.
+      params: the network's parameters, gates included, as nested dicts.
+      batch_stats: BatchNorm's running mean and variance.
+      opt_state: optax's state for the parameters that the phase trains.
+      ema_params: exponential moving average of `params`, or None.
+    """
+
+    step: Int[Array, ""]
+    phase_step: Int[Array, ""]
+    params: Tree
+    batch_stats: Tree
+    opt_state: optax.OptState
+    ema_params: Tree | None
+
+    @property
+    def eval_params(self) -> Tree:
+        """The parameters to evaluate: the average where there is one."""
+        return self.params if self.ema_params is None else self.ema_params
+
+
+def make_network(config: ConfigDict, key: Array) -> ResNet:
+    """The config's network with initial weights from `key`."""
+    return ResNet(
+        architecture(config),
+        dtype=config.model.dtype,
+        gate_bias=config.model.gate_bias,
+        rngs=nnx.Rngs(key),
+    )
+
+
+def network_graph(config: ConfigDict) -> nnx.GraphDef:
+    """The network's structure, without computing any weight."""
+    abstract = nnx.eval_shape(lambda: make_network(config, jax.random.key(0)))
+    return nnx.split(abstract)[0]
+
+
+def init_variables(config: ConfigDict) -> tuple[Tree, Tree]:
+    """Initial params and batch_stats, from the config's seed alone."""
+
+    @jax.jit
+    def init() -> tuple[Tree, Tree]:
+        network = make_network(config, jax.random.key(config.seed))
+        _, params, batch_stats = nnx.split(network, nnx.Param, nnx.BatchStat)
+        return nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
+
+    return init()
+
+
+def apply(
+    graph: nnx.GraphDef, params: Tree, batch_stats: Tree, images: Float[Array, "B H W C"],
+    scale: Float[Array, " B"], **settings: Any,
+) -> tuple[Float[Array, "B K"], Float[Array, "B N"], Tree]:  # fmt: skip
+    """Runs the network purely; `settings` are those of `ResNet.__call__`.
+
+    Returns:
+      Logits, gates, and the batch_stats after the call (changed only where train=True).
+    """
+    network = nnx.merge(graph, nnx.State(params), nnx.State(batch_stats))
+    logits, gates = network(images, scale, **settings)
+    return logits, gates, nnx.to_pure_dict(nnx.state(network, nnx.BatchStat))
+
+
+def begin_phase(
+    params: Tree, batch_stats: Tree, config: ConfigDict, phase: str, steps_per_epoch: float,
+    step: int | Array = 0,
+) -> TrainState:  # fmt: skip
+    """The state at the first step of a phase: given weights, a fresh optimiser."""
+    tx = optimizer.make_optimizer(config[phase], steps_per_epoch)
+    trained, _ = optimizer.split_trained(params, phase)
+    averaged = config[phase].ema_decay > 0
+    return TrainState(
+        step=jnp.asarray(step, jnp.int32),
+        phase_step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=tx.init(trained),
+        # A copy: the step donates its state, and no buffer can be donated twice.
+        ema_params=jax.tree.map(jnp.copy, params) if averaged else None,
+    )
+
+
+def abstract_state(config: ConfigDict, phase: str, steps_per_epoch: float) -> TrainState:
+    """Shapes and dtypes of a phase's state, to restore a checkpoint into."""
+
+    def build() -> TrainState:
+        return begin_phase(*init_variables(config), config, phase, steps_per_epoch)
+
+    return jax.eval_shape(build)

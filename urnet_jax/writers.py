@@ -1,0 +1,74 @@
+"""Where metrics go: JSON lines always, TensorBoard with the extra. The only user of tensorboardX."""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from urnet_jax.errors import UserError
+
+FILE = "metrics.jsonl"
+
+
+class MetricWriter:
+    """Appends one JSON object per call to `workdir/metrics.jsonl`."""
+
+    def __init__(
+        self, workdir: epath.PathLike, *, resume_step: int = 0, tensorboard: bool = False
+    ) -> None:
+        """Opens the file and drops what an interrupted run wrote after `resume_step`.
+
+        Raises:
+          UserError: `tensorboard` is asked for and tensorboardX is not installed.
+        """
+        self._events = _open_tensorboard(workdir, resume_step) if tensorboard else None
+        path = epath.Path(workdir) / FILE
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = [line for line in lines if _step(line) <= resume_step]
+        path.write_text("".join(line + "\n" for line in kept))
+        self._file = path.open("a")
+
+    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """Writes `values` (numbers and strings) of a `kind` (train, eval) at a step."""
+        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        self._file.flush()
+        if self._events is None:
+            return
+        suffix = f"_at_{values['scale']:g}" if kind == "eval" else ""
+        for name, value in values.items():
+            if isinstance(value, int | float) and math.isfinite(value):
+                self._events.add_scalar(f"{kind}/{name}{suffix}", value, step)
+        self._events.flush()
+
+    def close(self) -> None:
+        self._file.close()
+        if self._events is not None:
+            self._events.close()
+
+
+def check_tensorboard() -> None:
+    """Raises UserError where TensorBoard's writer is not installed."""
+    try:
+        import tensorboardX  # noqa: F401, PLC0415
+    except ImportError as error:
+        raise UserError(
+            "log.tensorboard needs the tensorboard extra, which is not installed: "
+            "pip install 'urnet-jax[tensorboard]', or set --config.log.tensorboard=False."
+        ) from error
+
+
+def _open_tensorboard(workdir: epath.PathLike, resume_step: int) -> Any:
+    check_tensorboard()
+    import tensorboardX  # noqa: PLC0415
+
+    folder = epath.Path(workdir) / "tensorboard"
+    return tensorboardX.SummaryWriter(str(folder), purge_step=resume_step + 1)
+
+
+def _step(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):  # A line that a kill cut short.
+        return math.inf
