@@ -1,5 +1,6 @@
 import io
 import pathlib
+from typing import Any
 
 import hypothesis
 import hypothesis.strategies as st
@@ -18,9 +19,13 @@ PADDING = 2
 PHOTO = pathlib.Path(sklearn.datasets.__file__).parent / "images" / "china.jpg"
 
 
+def train_images() -> Any:
+    return data_lib.open_split(digits.get_config().data, "train").images
+
+
 @pytest.fixture(scope="module")
 def images():
-    return data_lib.open_split(digits.get_config().data, "train").images[:512]
+    return train_images()[:512]
 
 
 def augmented(images, index=None, epoch=0, seed=0, mode="crop"):
@@ -95,8 +100,7 @@ def test_normalize_by_hand():
 
 
 def test_digits_are_normalized_to_mean_0_and_deviation_1():
-    images = data_lib.open_split(digits.get_config().data, "train").images
-    pixels = np.asarray(augment.normalize(images, *augment.NORMALIZATION["digits"]))
+    pixels = np.asarray(augment.normalize(train_images(), *augment.NORMALIZATION["digits"]))
     assert abs(pixels.mean()) < 1e-3 and abs(pixels.std() - 1) < 1e-3
 
 

@@ -6,13 +6,13 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
-from ml_collections import ConfigDict
 from PIL import Image
 
 from urnet_jax import config as config_lib
 from urnet_jax import data, evaluation, flops, plots, state, steps
 from urnet_jax.architecture import Architecture
 from urnet_jax.checkpoint import Checkpointer, Meta
+from urnet_jax.config import Config
 from urnet_jax.errors import UserError
 from urnet_jax.evaluation import Evaluation
 
@@ -20,9 +20,9 @@ FILES = ["eval.csv", "eval.json", "eval_samples.npz", "top1_vs_flops.png", "bloc
 ARCH = Architecture("cifar", depth=8, num_classes=10, image_size=8, image_channels=1)
 
 
-def small_config(**model) -> Any:
+def small_config(**model) -> Config:
     """Three blocks on digits, gates neither all open nor all closed."""
-    config: Any = config_lib.load("digits")
+    config = config_lib.load("digits")
     config.model.update({"depth": 8, "gate_bias": 0.0, **model})
     return config
 
@@ -30,19 +30,19 @@ def small_config(**model) -> Any:
 @functools.cache
 def network() -> tuple[Any, Any, Any]:
     """One compiled step and its params and batch_stats for all tests."""
-    return steps.make_eval_step(small_config()), *state.init_variables(small_config())
+    params, batch_stats = state.init_variables(small_config())
+    return steps.make_eval_step(small_config()), params, batch_stats
 
 
 def run(batch_size: int, scales=(0.2, 0.6, 1.0)) -> Evaluation:
     config = small_config()
-    split = data.open_split(config.data, "test")
-    return evaluation.evaluate(*network(), split, config, scales, batch_size, progress=False)
+    split, (step, params, stats) = data.open_split(config.data, "test"), network()
+    return evaluation.evaluate(step, params, stats, split, config, scales, batch_size, False)
 
 
-def save_run(workdir, config: ConfigDict, phase: str, variables) -> None:
+def save_run(workdir, config: Config, phase: str, variables: tuple[Any, Any]) -> None:
     begun = state.begin_phase(*variables, config, phase, 20, step=7)
-    config_data: Any = config.data
-    train = data.train_batches(data.open_split(config_data, "train"), config_data, seed=0)
+    train = data.train_batches(data.open_split(config.data, "train"), config.data, seed=0)
     checkpointer = Checkpointer(workdir, keep=1)
     checkpointer.save(begun, iter(train), Meta(7, phase, 0, 10, 20, config))
     checkpointer.close()
@@ -220,9 +220,8 @@ def test_where_nothing_is_gated_s_is_ignored(tmp_path, capsys, gated, phase, sai
     save_run(tmp_path, config, phase, variables)
     summary = evaluation.evaluate_workdir(tmp_path, scales=[0.2, 0.5])
     assert said in capsys.readouterr().out
-    row: Any = next(summary.itertuples())
-    assert len(summary) == 1
-    assert (row.scale, row.usage_mean, row.flops_share, row.flops_std) == (1, 1, 1, 0)
+    (row,) = summary.to_dict("records")
+    assert (row["scale"], row["usage_mean"], row["flops_share"], row["flops_std"]) == (1, 1, 1, 0)
 
 
 @pytest.mark.parametrize("scales", [[0.5, 1.3], [-0.1], [float("nan")], []])

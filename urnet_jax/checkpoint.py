@@ -6,10 +6,10 @@ from typing import Any
 import grain.python as grain
 import orbax.checkpoint as ocp
 from etils import epath
-from ml_collections import ConfigDict
 
 from urnet_jax import config as config_lib
 from urnet_jax import state as state_lib
+from urnet_jax.config import Config
 from urnet_jax.errors import UserError
 from urnet_jax.state import TrainState, Tree
 
@@ -34,7 +34,7 @@ class Meta:
     phase_step: int
     phase_steps: int
     steps_per_epoch: float
-    config: ConfigDict
+    config: Config
 
     def to_json(self) -> dict[str, Any]:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -52,7 +52,7 @@ class Checkpointer:
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep, create=keep is not None, enable_async_checkpointing=False
             ),
-            item_handlers={
+            item_handlers={  # pyright: ignore[reportArgumentType]
                 "state": ocp.StandardCheckpointHandler(),
                 "meta": ocp.JsonCheckpointHandler(),
                 "data": grain.PyGrainCheckpointHandler(),
@@ -112,7 +112,7 @@ class Checkpointer:
         )
 
 
-def check_workdir(workdir: epath.PathLike, config: ConfigDict) -> None:
+def check_workdir(workdir: epath.PathLike, config: Config) -> None:
     """Refuses a workdir whose run has another network or data than `config`.
 
     Raises:
@@ -135,7 +135,7 @@ def check_workdir(workdir: epath.PathLike, config: ConfigDict) -> None:
         )
 
 
-def check_init_from(config: ConfigDict, phase: str) -> None:
+def check_init_from(config: Config, phase: str) -> None:
     """Refuses an `init_from` whose network does not fit the config's.
 
     The other run may be plain where this one is gated: its gates then begin anew.

@@ -11,9 +11,10 @@ import sys
 from collections.abc import Iterator
 
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from urnet_jax import config as config_lib
+from urnet_jax.config import Config
 from urnet_jax.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -44,7 +45,7 @@ def run_evaluate() -> None:
     --split       test (default) or train
     --batch_size  images at a time (default: the run's eval.batch_size)
     --data_dir    where the data lies now (default: the run's data.dir)
-    --output      the folder for tables and plots (default: eval in the workdir)
+    --output      the folder for tables and plots (default: the workdir)
     """
     app.run(_evaluate, flags_parser=_parse_evaluate)
 
@@ -59,7 +60,7 @@ def _told_to_the_user() -> Iterator[None]:
 
 
 @_told_to_the_user()
-def _parse_train(argv: list[str]) -> tuple[ConfigDict, str]:
+def _parse_train(argv: list[str]) -> tuple[Config, str]:
     _help(argv, run_train)
     name, argv = _take_config(argv)
     config = config_lib.load(name)
@@ -75,7 +76,7 @@ def _parse_train(argv: list[str]) -> tuple[ConfigDict, str]:
 
 
 @_told_to_the_user()
-def _train(parsed: tuple[ConfigDict, str]) -> None:
+def _train(parsed: tuple[Config, str]) -> None:
     from urnet_jax import training
 
     config, workdir = parsed
@@ -139,11 +140,11 @@ def _help(argv: list[str], command: object) -> None:
 def _take_config(argv: list[str]) -> tuple[str, list[str]]:
     """The value of --config, and the arguments without it."""
     own = flags.FlagValues()
-    flags.DEFINE_string("config", DEFAULT_CONFIG, "A config.", flag_values=own)
+    name = flags.DEFINE_string("config", DEFAULT_CONFIG, "A config.", flag_values=own)
     own.set_gnu_getopt(True)
     with _flag_errors():
         rest = own(argv, known_only=True)
-    return own["config"].value, rest
+    return name.value or "", rest
 
 
 def _parse(argv: list[str]) -> None:

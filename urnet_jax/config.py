@@ -6,14 +6,16 @@ import importlib.resources
 import json
 import math
 import pathlib
-from collections.abc import Iterator
 from importlib.resources.abc import Traversable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from ml_collections import ConfigDict
 
 from urnet_jax.architecture import Architecture
 from urnet_jax.errors import UserError
+
+Config: TypeAlias = Any
+"""An `ml_collections.ConfigDict`; from its source, checkers infer a type without sections."""
 
 
 class Dataset(NamedTuple):
@@ -64,25 +66,17 @@ class Field:
             return f"{name} from {self.low} to {self.high}"
         return f"{name} of at least {self.low}" if self.low > -math.inf else name
 
-    def allows(self, value: object) -> bool:
+    def allows(self, value: Any) -> bool:
         if self.kind is tuple:
-            if not isinstance(value, tuple) or not (value or self.empty):
-                return False
-            return all(_is_number(v) and self._in_range(v) for v in value)
-        if self.kind is float:
-            return _is_number(value) and self._in_range(value)
-        if type(value) is not self.kind:
+            each = dataclasses.replace(self, kind=float)
+            full = isinstance(value, tuple) and bool(value or self.empty)
+            return full and all(map(each.allows, value))
+        if self.kind in (bool, str):
+            return type(value) is self.kind and (not self.choices or value in self.choices)
+        # By type and not isinstance, since to Python a bool is an int.
+        if type(value) is not int and not (self.kind is float and type(value) is float):
             return False
-        if self.choices:
-            return value in self.choices
-        return self.kind is not int or self._in_range(value)
-
-    def _in_range(self, value: Any) -> bool:
         return math.isfinite(value) and self.low <= value <= self.high and value < self.below
-
-
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float)
 
 
 def _choice(*choices: str) -> Field:
@@ -138,8 +132,8 @@ FIELDS: dict[str, Field] = {
     "scale.loss": _choice("sample", "batch"),
     "scale.beta": _NOT_NEGATIVE,
     **{
-        f"{phase}.{name}": known
-        for phase in ("pretrain", "gates", "joint")
+        f"{p}.{name}": known
+        for p in ("pretrain", "gates", "joint")
         for name, known in _PHASE.items()
     },
     "eval.scales": Field(tuple, low=0, high=1, empty=False),
@@ -169,30 +163,28 @@ def not_allowed(name: str, value: object) -> UserError:
     return UserError(f"{name} is {value!r}; expected {field(name).expected}.")
 
 
-def validate(config: ConfigDict) -> None:
+def validate(config: Config) -> None:
     """Checks every field, so that a run never fails late for a reason its config shows.
 
     Raises:
       UserError: a field is unknown, missing, of the wrong type or out of range, or fields
         contradict one another; the first that is found.
     """
-    values = dict(flatten(config))
+    values = flatten(config)
     for name, value in values.items():
         if not field(name).allows(value):
             raise not_allowed(name, value)
     for name, known in FIELDS.items():
         if name not in values:
             raise UserError(f"{name} is missing from the config; set it to {known.expected}.")
-    if config.scale.min > config.scale.max:
-        raise UserError(
-            f"scale.min is {config.scale.min}, more than scale.max, {config.scale.max}; "
-            "set scale.min to at most scale.max."
-        )
+    low, high = config.scale.min, config.scale.max
+    if low > high:
+        raise UserError(f"scale.min is {low}, more than scale.max, {high}; lower scale.min.")
     architecture(config)
 
 
 def architecture(
-    config: ConfigDict, num_classes: int | None = None, image_channels: int | None = None
+    config: Config, num_classes: int | None = None, image_channels: int | None = None
 ) -> Architecture:
     """The network that a config describes.
 
@@ -221,7 +213,7 @@ def architecture(
         raise UserError(str(error)) from error
 
 
-def load(path_or_name: str) -> ConfigDict:
+def load(path_or_name: str) -> Config:
     """Loads a config file and locks it; `validate` checks what it holds.
 
     Args:
@@ -238,45 +230,42 @@ def load(path_or_name: str) -> ConfigDict:
     except (SyntaxError, ValueError) as error:
         raise UserError(f"config {path_or_name} is not valid Python: {error}.") from error
     exec(code, namespace)
-    if "get_config" not in namespace:
-        raise UserError(f"config {path_or_name} has no function get_config(); add one.")
-    config = namespace["get_config"]()
+    config = namespace.get("get_config", lambda: None)()
     if not isinstance(config, ConfigDict):
-        raise UserError(
-            f"config {path_or_name}: get_config() gives a {type(config).__name__}; expected an "
-            "ml_collections.ConfigDict."
-        )
+        raise UserError(f"config {path_or_name} has no get_config() that returns a ConfigDict.")
     # A field's type at loading decides what an override may be: 30 must not shut out 0.5.
-    for name, value in dict(flatten(config)).items():
+    for name, value in flatten(config).items():
         if name in FIELDS and FIELDS[name].kind is float and type(value) is int:
-            section, _, leaf = name.rpartition(".")
             with config.ignore_type():
-                (config[section] if section else config)[leaf] = float(value)
+                config.update_from_flattened_dict({name: float(value)})
     return config.lock()
 
 
-def to_json(config: ConfigDict) -> str:
+def to_json(config: Config) -> str:
     """The config as JSON text, from which `from_json` makes an equal one."""
     return json.dumps(config.to_dict(), indent=2, sort_keys=True)
 
 
-def from_json(text: str) -> ConfigDict:
+def from_json(text: str) -> Config:
     """The locked config of a text by `to_json`; a UserError if the text is not one."""
     try:
-        tree = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"the stored config is not JSON ({error}); restore its file.") from error
+        tree = json.loads(text, object_hook=_with_tuples)
+    except json.JSONDecodeError:
+        tree = None
     if not isinstance(tree, dict):
         raise UserError("the stored config is not a JSON object; restore its file.")
-    return ConfigDict(_lists_to_tuples(tree)).lock()
+    return ConfigDict(tree).lock()
 
 
-def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, object]]:
+def flatten(config: Config) -> dict[str, Any]:
+    """The values of all fields by their dotted names; a section without fields is a value."""
+    values = {}
     for key, value in config.items():
         if isinstance(value, ConfigDict) and len(value):
-            yield from flatten(value, f"{prefix}{key}.")
+            values |= {f"{key}.{name}": inner for name, inner in flatten(value).items()}
         else:
-            yield f"{prefix}{key}", value
+            values[key] = value
+    return values
 
 
 def _find(path_or_name: str) -> pathlib.Path | Traversable:
@@ -303,7 +292,5 @@ def _shipped() -> dict[str, Traversable]:
     return {name: folder / f"{name}.py" for name in names if name != "__init__"}
 
 
-def _lists_to_tuples(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _lists_to_tuples(inner) for key, inner in value.items()}
-    return tuple(map(_lists_to_tuples, value)) if isinstance(value, list) else value
+def _with_tuples(tree: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in tree.items()}

@@ -9,7 +9,6 @@ from typing import Any
 import flax
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pandas as pd
 from etils import epath
@@ -22,7 +21,7 @@ from tqdm import tqdm
 import urnet_jax
 from urnet_jax import checkpoint, data, plots, steps
 from urnet_jax.architecture import Architecture
-from urnet_jax.config import architecture
+from urnet_jax.config import Config, architecture
 from urnet_jax.errors import UserError
 from urnet_jax.flops import flops_per_sample, network_macs
 
@@ -79,7 +78,7 @@ def evaluate(
     params: Any,
     batch_stats: Any,
     split: data.Split,
-    config: ml_collections.ConfigDict,
+    config: Config,
     scales: Iterable[float],
     batch_size: int,
     progress: bool = True,
@@ -94,7 +93,7 @@ def evaluate(
       config: the run's config, which describes the data and the network.
       scales: the grid of S, in any order. A plain network ignores S and is evaluated once, at 1.
       batch_size: samples per step, which the results do not depend on; the last batch is padded.
-      progress: shows a progress bar on stderr.
+      progress: shows a progress bar on stderr if that is a terminal.
 
     Raises:
       UserError: a scale is not in [0, 1].
@@ -108,8 +107,7 @@ def evaluate(
 
     def dispatch() -> Iterator[tuple[int, np.ndarray, dict[str, jax.Array]]]:
         # Batches are outermost, so that each is read and decoded once for all S.
-        section: Any = config.data
-        for batch in data.eval_batches(split, section, batch_size):
+        for batch in data.eval_batches(split, config.data, batch_size):
             mask = batch["mask"]
             labels.append(batch["label"][mask])
             index.append(batch["index"][mask])
@@ -117,8 +115,8 @@ def evaluate(
             for k, request in enumerate(requests):
                 yield k, mask, eval_step(params, batch_stats, *inputs, request)
 
-    total = split.num_examples * len(grid)
-    with tqdm(total=total, desc="evaluate", unit="img", disable=not progress, leave=False) as bar:
+    total, hidden = split.num_examples * len(grid), None if progress else True
+    with tqdm(total=total, desc="evaluate", unit="img", disable=hidden, leave=False) as bar:
         for k, mask, result in _one_behind(dispatch()):
             for name in kept:
                 parts[k][name].append(np.asarray(result[name])[mask])
@@ -256,7 +254,7 @@ def evaluate_workdir(
     data_dir: str | None = None,
     output: epath.PathLike | None = None,
 ) -> pd.DataFrame:
-    """Evaluates a run's newest checkpoint, prints the table and writes the files of `write`.
+    """Evaluates a run's newest checkpoint: returns and prints its table, `write`s its files.
 
     Args:
       workdir: of the run; nothing else is needed.
@@ -265,9 +263,6 @@ def evaluate_workdir(
       batch_size: samples per step; 0 takes the config's.
       data_dir: where the dataset lies now; by default where the config says.
       output: folder of the files; by default the workdir.
-
-    Returns:
-      `summarize`'s table.
 
     Raises:
       UserError: the workdir holds no readable checkpoint, or an argument is not usable.
@@ -279,7 +274,7 @@ def evaluate_workdir(
     if directory.exists() and not directory.is_dir():
         raise UserError(f"The output {directory} is a file; name a folder with --output.")
     meta, params, batch_stats = checkpoint.load_for_evaluation(workdir)
-    config: Any = meta.config
+    config = meta.config
     if data_dir:
         config.data.dir = data_dir
     opened = data.open_split(config.data, split)

@@ -1,10 +1,12 @@
 """Schedules, the optax chain, and which parameters each training phase moves."""
 
+from collections.abc import Callable
 from typing import Any
 
 import optax
 from flax import traverse_util
-from ml_collections import ConfigDict
+
+from urnet_jax.config import Config
 
 PHASES = ("pretrain", "gates", "joint")
 """In the order they run: the plain network, the gates alone, everything."""
@@ -36,7 +38,7 @@ def join(trained: Params, frozen: Params) -> Params:
     return traverse_util.unflatten_dict(flat)
 
 
-def make_schedule(section: ConfigDict, steps_per_epoch: float) -> optax.Schedule:
+def make_schedule(section: Config, steps_per_epoch: float) -> optax.Schedule:
     """The learning rate of one phase, from the phase's first step on.
 
     Args:
@@ -67,7 +69,7 @@ def num_steps(epochs: float, steps_per_epoch: float) -> int:
     return max(1, round(epochs * steps_per_epoch)) if epochs > 0 else 0
 
 
-def make_optimizer(section: ConfigDict, steps_per_epoch: float) -> optax.GradientTransformation:
+def make_optimizer(section: Config, steps_per_epoch: float) -> optax.GradientTransformation:
     """SGD with Nesterov momentum for the parameters that a phase trains.
 
     Weight decay is added to the gradient (L2) and spares norms, biases and gates; the gates' steps
@@ -91,5 +93,6 @@ def decayed(params: Params) -> Params:
     return _mask(params, lambda path: path[-1] == "kernel" and not is_gate(path))
 
 
-def _mask(params: Params, rule: Any) -> Params:
-    return traverse_util.path_aware_map(lambda path, _: rule(path), params)
+def _mask(params: Any, rule: Callable[[tuple[str, ...]], bool]) -> Any:
+    flat = {path: rule(path) for path in traverse_util.flatten_dict(params)}
+    return traverse_util.unflatten_dict(flat)

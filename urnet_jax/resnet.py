@@ -7,8 +7,8 @@ first axis, so that one compiled block serves the whole body.
 """
 
 import functools
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
@@ -211,7 +211,8 @@ class ResNet(nnx.Module):
         x = self.bn1(self.conv1(images.astype(self.dtype)), use_running_average=not train)
         x = nnx.relu(x)
         if self.arch.family == "imagenet":
-            x = nnx.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+            padding: Any = ((1, 1), (1, 1))
+            x = nnx.max_pool(x, (3, 3), (2, 2), padding=padding)
         used, start = [], 0
         for i, spec in enumerate(self.arch.stages):
             part = slice(start, start + spec.num_blocks)

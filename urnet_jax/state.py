@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
-from ml_collections import ConfigDict
 
 from urnet_jax import optimizer
-from urnet_jax.config import architecture
+from urnet_jax.config import Config, architecture
 from urnet_jax.resnet import ResNet
 
 Tree = dict[str, Any]
@@ -43,7 +42,7 @@ class TrainState:
         return self.params if self.ema_params is None else self.ema_params
 
 
-def make_network(config: ConfigDict, key: Array) -> ResNet:
+def make_network(config: Config, key: Array) -> ResNet:
     """The config's network with initial weights from `key`."""
     return ResNet(
         architecture(config),
@@ -53,13 +52,13 @@ def make_network(config: ConfigDict, key: Array) -> ResNet:
     )
 
 
-def network_graph(config: ConfigDict) -> nnx.GraphDef:
+def network_graph(config: Config) -> nnx.GraphDef:
     """The network's structure, without computing any weight."""
     abstract = nnx.eval_shape(lambda: make_network(config, jax.random.key(0)))
     return nnx.split(abstract)[0]
 
 
-def init_variables(config: ConfigDict) -> tuple[Tree, Tree]:
+def init_variables(config: Config) -> tuple[Tree, Tree]:
     """Initial params and batch_stats, from the config's seed alone."""
 
     @jax.jit
@@ -86,7 +85,7 @@ def apply(
 
 
 def begin_phase(
-    params: Tree, batch_stats: Tree, config: ConfigDict, phase: str, steps_per_epoch: float,
+    params: Tree, batch_stats: Tree, config: Config, phase: str, steps_per_epoch: float,
     step: int | Array = 0,
 ) -> TrainState:  # fmt: skip
     """The state at the first step of a phase: given weights, a fresh optimiser."""
@@ -104,7 +103,7 @@ def begin_phase(
     )
 
 
-def abstract_state(config: ConfigDict, phase: str, steps_per_epoch: float) -> TrainState:
+def abstract_state(config: Config, phase: str, steps_per_epoch: float) -> TrainState:
     """Shapes and dtypes of a phase's state, to restore a checkpoint into."""
 
     def build() -> TrainState:

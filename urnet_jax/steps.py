@@ -11,10 +11,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, UInt8
-from ml_collections import ConfigDict
 
 from urnet_jax import augment, optimizer, scales
-from urnet_jax.config import architecture
+from urnet_jax.config import Config, architecture
 from urnet_jax.losses import cross_entropy, scale_loss
 from urnet_jax.metrics import TrainMetrics
 from urnet_jax.state import TrainState, Tree, apply, network_graph
@@ -23,7 +22,7 @@ Batch = Mapping[str, Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, TrainMetrics]]
 
 
-def make_train_step(config: ConfigDict, phase: str, steps_per_epoch: float) -> TrainStep:
+def make_train_step(config: Config, phase: str, steps_per_epoch: float) -> TrainStep:
     """The jitted step of one phase; it donates its state.
 
     In `pretrain` all gates are 1 and S is ignored. In `gates` only gates move: BatchNorm uses its
@@ -75,8 +74,9 @@ def make_train_step(config: ConfigDict, phase: str, steps_per_epoch: float) -> T
             trained, frozen, state.batch_stats, batch, key
         )
         updates, opt_state = tx.update(grads, state.opt_state, trained)
-        params = optimizer.join(optax.apply_updates(trained, updates), frozen)  # pyright: ignore[reportArgumentType]
-        ema_params = state.ema_params
+        moved: Any = optax.apply_updates(trained, updates)
+        params = optimizer.join(moved, frozen)
+        ema_params: Any = state.ema_params
         if ema_params is not None:
             ema_params = optax.incremental_update(params, ema_params, 1 - section.ema_decay)
         outputs["gradient_norm"] = optax.global_norm(grads)
@@ -98,7 +98,7 @@ EvalStep = Callable[
 ]
 
 
-def make_eval_step(config: ConfigDict, phase: str = "joint") -> EvalStep:
+def make_eval_step(config: Config, phase: str = "joint") -> EvalStep:
     """The jitted evaluation of one batch at one S per sample, gates hard (p = 0).
 
     A network that is still in `pretrain` has untrained gates: it is evaluated with all blocks on.
@@ -130,13 +130,13 @@ def make_eval_step(config: ConfigDict, phase: str = "joint") -> EvalStep:
     return eval_step
 
 
-def use_unroll(config: ConfigDict) -> bool:
+def use_unroll(config: Config) -> bool:
     """Whether training unrolls a stage's blocks; XLA:CPU differentiates loops slowly."""
     choice = config.model.scan
     return jax.default_backend() == "cpu" if choice == "auto" else choice == "unroll"
 
 
-def _prepare(config: ConfigDict, batch: Batch) -> Any:
+def _prepare(config: Config, batch: Batch) -> Any:
     images = augment.augment_images(
         batch["image"], batch["index"], batch["epoch"],
         seed=config.seed, mode=config.data.augment, padding=config.data.crop_padding,

@@ -7,19 +7,19 @@ from clu import parameter_overview
 from etils import epath
 from flax import traverse_util
 from grain.python import DatasetIterator
-from ml_collections import ConfigDict
 
 from urnet_jax import checkpoint, data, evaluation, optimizer, steps, writers
 from urnet_jax import config as config_lib
 from urnet_jax import state as state_lib
 from urnet_jax.checkpoint import Checkpointer, Meta
+from urnet_jax.config import Config
 from urnet_jax.errors import UserError
 from urnet_jax.progress import PhaseProgress
 from urnet_jax.state import TrainState
 from urnet_jax.writers import MetricWriter
 
 
-def train_and_evaluate(config: ConfigDict, workdir: epath.PathLike) -> None:
+def train_and_evaluate(config: Config, workdir: epath.PathLike) -> None:
     """Trains through the phases of `config`, going on from the newest checkpoint of `workdir`.
 
     Interrupted and started again, a run ends bit for bit where it would have ended (on CPU).
@@ -74,14 +74,14 @@ def train_and_evaluate(config: ConfigDict, workdir: epath.PathLike) -> None:
 class Run:
     """What stays the same from a run's first step to its last."""
 
-    config: ConfigDict
+    config: Config
     steps_per_epoch: float
     checkpointer: Checkpointer
     writer: MetricWriter
     test_split: data.Split
 
 
-def phases_to_run(config: ConfigDict) -> list[str]:
+def phases_to_run(config: Config) -> list[str]:
     """The phases that have a length, in order; a plain network has no gates to train alone.
 
     Raises:
@@ -99,7 +99,7 @@ def phases_to_run(config: ConfigDict) -> list[str]:
 
 
 def start_phase(
-    config: ConfigDict, phase: str, steps_per_epoch: float, before: TrainState | None
+    config: Config, phase: str, steps_per_epoch: float, before: TrainState | None
 ) -> TrainState:
     """The first state of a phase: weights from `init_from`, else from the phase before it."""
     if before is None:
@@ -180,19 +180,19 @@ def evaluate(
         evaluation.print_table(summary, f"After phase {phase}, step {step}, test split")
         return
     shown = ", ".join(
-        f"{row.top1_percent:.2f} at S {row.scale:g} (usage {row.usage_mean:.2f})"
-        for row in summary.itertuples()
+        f"{row['top1_percent']:.2f} at S {row['scale']:g} (usage {row['usage_mean']:.2f})"
+        for row in summary.to_dict("records")
     )
     evaluation.tqdm.write(f"{phase} step {step}: top-1 {shown}")
 
 
-def report_network(config: ConfigDict, state: TrainState) -> None:
+def report_network(config: Config, state: TrainState) -> None:
     """Prints the network and how many parameters each of its parts has."""
     print(config_lib.architecture(config).describe())
     print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
 
 
-def report_changes(before: ConfigDict, now: ConfigDict) -> None:
+def report_changes(before: Config, now: Config) -> None:
     """Prints the fields in which a run that goes on differs from how it began."""
     old, new = config_lib.flatten(before), config_lib.flatten(now)
     for name in new:

@@ -1,4 +1,4 @@
-"""Where metrics go: JSON lines always, TensorBoard with the extra. The only user of tensorboardX."""
+"""Where metrics go: JSON lines, and TensorBoard with the extra; the only user of tensorboardX."""
 
 import json
 import math
