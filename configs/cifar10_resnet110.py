@@ -38,7 +38,7 @@ def get_config() -> ml_collections.ConfigDict:
     model.dtype = "float32"  # of the computation, or bfloat16; parameters stay float32
     model.gated = True  # False: the plain network, S ignored
     model.gate_reduction = 2  # r: the gate's hidden layer has C / r units
-    model.gate_bias = 2.0  # initial bias of the gate's logit; positive: gates begin open
+    model.gate_bias = 0.5  # initial bias of the gate's logit; positive: gates begin open
     model.scan = "auto"  # blocks of a stage in training: loop, unroll, or auto (unroll on CPU)
 
     config.gate = gate = ml_collections.ConfigDict()
@@ -64,7 +64,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.checkpoint = checkpoint = ml_collections.ConfigDict()
     checkpoint.every_epochs = 10.0  # besides one at the end of each phase
-    checkpoint.keep = 2  # newest checkpoints kept, besides each phase's last
+    checkpoint.keep = 2  # newest checkpoints kept
 
     config.log = log = ml_collections.ConfigDict()
     log.every_steps = 100

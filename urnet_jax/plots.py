@@ -98,7 +98,7 @@ def plot_block_usage(
             text = f"{value:.0f}"
             axes.text(block, row, text, ha="center", va="center", fontsize=7, color=colour)
     if title:
-        axes.set_title(title, fontsize=10, pad=18)
+        axes.set_title(title, fontsize=10, pad=22)
     return figure
 
 

@@ -157,7 +157,7 @@ class ResNet(nnx.Module):
     """A plain or gated residual network (He et al. 2016; URNet)."""
 
     def __init__(
-        self, arch: Architecture, *, dtype: jnp.dtype | str = jnp.float32, gate_bias: float = 2.0,
+        self, arch: Architecture, *, dtype: jnp.dtype | str = jnp.float32, gate_bias: float = 0.5,
         rngs: nnx.Rngs,
     ) -> None:  # fmt: skip
         """Builds `arch`; computes in `dtype` with float32 parameters and statistics."""

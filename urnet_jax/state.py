@@ -60,14 +60,16 @@ def network_graph(config: Config) -> nnx.GraphDef:
 
 def init_variables(config: Config) -> tuple[Tree, Tree]:
     """Initial params and batch_stats, from the config's seed alone."""
+    # Each weight is drawn by its own unrolled generator: optimising that code takes far longer
+    # than running it once.
+    compiler_options: Any = {"xla_backend_optimization_level": "0"}
+    return jax.jit(lambda: _variables(config), compiler_options=compiler_options)()
 
-    @jax.jit
-    def init() -> tuple[Tree, Tree]:
-        network = make_network(config, jax.random.key(config.seed))
-        _, params, batch_stats = nnx.split(network, nnx.Param, nnx.BatchStat)
-        return nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
 
-    return init()
+def _variables(config: Config) -> tuple[Tree, Tree]:
+    network = make_network(config, jax.random.key(config.seed))
+    _, params, batch_stats = nnx.split(network, nnx.Param, nnx.BatchStat)
+    return nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
 
 
 def apply(
@@ -107,6 +109,6 @@ def abstract_state(config: Config, phase: str, steps_per_epoch: float) -> TrainS
     """Shapes and dtypes of a phase's state, to restore a checkpoint into."""
 
     def build() -> TrainState:
-        return begin_phase(*init_variables(config), config, phase, steps_per_epoch)
+        return begin_phase(*_variables(config), config, phase, steps_per_epoch)
 
     return jax.eval_shape(build)

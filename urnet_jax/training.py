@@ -7,6 +7,7 @@ from clu import parameter_overview
 from etils import epath
 from flax import traverse_util
 from grain.python import DatasetIterator
+from tqdm import tqdm
 
 from urnet_jax import checkpoint, data, evaluation, optimizer, steps, writers
 from urnet_jax import config as config_lib
@@ -183,7 +184,7 @@ def evaluate(
         f"{row['top1_percent']:.2f} at S {row['scale']:g} (usage {row['usage_mean']:.2f})"
         for row in summary.to_dict("records")
     )
-    evaluation.tqdm.write(f"{phase} step {step}: top-1 {shown}")
+    tqdm.write(f"{phase} step {step}: top-1 {shown}")
 
 
 def report_network(config: Config, state: TrainState) -> None:
