@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from urnet_jax import config as config_lib
-from urnet_jax import data, evaluation, flops, plots, state, steps
+from urnet_jax import data, evaluation, flops, plots, report, state, steps
 from urnet_jax.architecture import Architecture
 from urnet_jax.checkpoint import Checkpointer, Meta
 from urnet_jax.config import Config
@@ -142,7 +142,7 @@ def test_summary_by_hand(by_hand):
 
 def test_files_hold_the_evaluation(by_hand, tmp_path):
     directory = tmp_path / "new" / "folder"
-    paths = evaluation.write(by_hand, directory, {"step": 7, "phase": "joint"})
+    paths = report.write(by_hand, directory, {"step": 7, "phase": "joint"})
     assert [path.name for path in paths] == FILES
     assert sorted(path.name for path in directory.iterdir()) == sorted(FILES)
 
@@ -165,14 +165,14 @@ def test_files_hold_the_evaluation(by_hand, tmp_path):
 
 def test_a_diverged_network_is_written_as_json(by_hand, tmp_path):
     by_hand.loss[0, 0] = np.nan
-    evaluation.write(by_hand, tmp_path, {})
+    report.write(by_hand, tmp_path, {})
     rows = json.loads((tmp_path / "eval.json").read_text(), parse_constant=pytest.fail)["rows"]
     assert [row["loss_mean"] for row in rows] == [None, 0.5]
 
 
 def test_writing_again_replaces_the_files(by_hand, tmp_path):
     for step in (1, 2):
-        evaluation.write(by_hand, tmp_path, {"step": step})
+        report.write(by_hand, tmp_path, {"step": step})
     assert json.loads((tmp_path / "eval.json").read_text())["step"] == 2
     assert len(list(tmp_path.iterdir())) == len(FILES)
 
@@ -183,7 +183,7 @@ def test_table_fits_80_columns(by_hand, capsys, monkeypatch, full_flops):
     summary = evaluation.summarize(by_hand)
     summary[["flops_full", "flops_mean", "flops_std"]] = [full_flops, 0.9 * full_flops, 123.4e3]
     summary[["blocks_mean", "blocks_std", "blocks_total"]] = [100.25, 10.5, 104]
-    evaluation.print_table(summary, "title")
+    report.print_table(summary, "title")
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= 80
     assert (
@@ -193,7 +193,7 @@ def test_table_fits_80_columns(by_hand, capsys, monkeypatch, full_flops):
 
 
 def test_evaluate_workdir_needs_only_the_workdir(workdir, whole, capsys):
-    summary = evaluation.evaluate_workdir(workdir, scales=[1.0, 0.6, 0.2], batch_size=50)
+    summary = report.evaluate_workdir(workdir, scales=[1.0, 0.6, 0.2], batch_size=50)
     pd.testing.assert_frame_equal(summary, evaluation.summarize(whole))
     record = json.loads((workdir / "eval.json").read_text())
     expected = {"dataset": "digits", "split": "test", "phase": "joint", "step": 7}
@@ -204,7 +204,7 @@ def test_evaluate_workdir_needs_only_the_workdir(workdir, whole, capsys):
 
 
 def test_evaluate_workdir_on_another_split_and_folder(workdir, tmp_path):
-    summary = evaluation.evaluate_workdir(workdir, split="train", output=tmp_path / "out")
+    summary = report.evaluate_workdir(workdir, split="train", output=tmp_path / "out")
     assert tuple(summary.scale) == small_config().eval.scales
     assert set(summary.examples) == {1437}
     assert json.loads((tmp_path / "out" / "eval.json").read_text())["split"] == "train"
@@ -218,7 +218,7 @@ def test_where_nothing_is_gated_s_is_ignored(tmp_path, capsys, gated, phase, sai
     config = small_config(gated=gated)
     variables = network()[1:] if gated else state.init_variables(config)
     save_run(tmp_path, config, phase, variables)
-    summary = evaluation.evaluate_workdir(tmp_path, scales=[0.2, 0.5])
+    summary = report.evaluate_workdir(tmp_path, scales=[0.2, 0.5])
     assert said in capsys.readouterr().out
     (row,) = summary.to_dict("records")
     assert (row["scale"], row["usage_mean"], row["flops_share"], row["flops_std"]) == (1, 1, 1, 0)
@@ -227,7 +227,7 @@ def test_where_nothing_is_gated_s_is_ignored(tmp_path, capsys, gated, phase, sai
 @pytest.mark.parametrize("scales", [[0.5, 1.3], [-0.1], [float("nan")], []])
 def test_bad_scales_are_one_sentence(tmp_path, scales):
     with pytest.raises(UserError, match="given .* expected numbers from 0 to 1") as error:
-        evaluation.evaluate_workdir(tmp_path, scales=scales)
+        report.evaluate_workdir(tmp_path, scales=scales)
     assert str(error.value).count(". ") == 0
 
 
@@ -240,9 +240,9 @@ def test_other_bad_input_is_one_sentence(workdir, tmp_path):
         ({"output": file}, "is a file"),
     ]:
         with pytest.raises(UserError, match=words):
-            evaluation.evaluate_workdir(workdir, **arguments)
+            report.evaluate_workdir(workdir, **arguments)
     with pytest.raises(UserError, match="no checkpoint"):
-        evaluation.evaluate_workdir(tmp_path / "empty")
+        report.evaluate_workdir(tmp_path / "empty")
 
 
 def labels_of(figure) -> list[str]:

@@ -99,9 +99,9 @@ def _parse_evaluate(argv: list[str]) -> tuple[float, ...] | None:
 
 @_told_to_the_user()
 def _evaluate(scales: tuple[float, ...] | None) -> None:
-    from urnet_jax import evaluation
+    from urnet_jax import report
 
-    evaluation.evaluate_workdir(
+    report.evaluate_workdir(
         FLAGS.workdir,
         scales=scales,
         split=FLAGS.split,

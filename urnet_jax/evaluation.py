@@ -1,25 +1,17 @@
-"""Exact evaluation over a grid of S: every example once for each S; tables, files and plots."""
+"""Exact evaluation over a grid of S: every example once for each S."""
 
 import dataclasses
-import io
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from etils import epath
 from jaxtyping import Float, Float64, Int, UInt8
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from tqdm import tqdm
 
-import urnet_jax
-from urnet_jax import checkpoint, data, plots, steps
+from urnet_jax import data
 from urnet_jax.architecture import Architecture
 from urnet_jax.config import Config, architecture
 from urnet_jax.errors import UserError
@@ -177,122 +169,3 @@ def summarize(evaluation: Evaluation) -> pd.DataFrame:
             "flops_share": flops.mean(axis=1) / full,
         }
     )
-
-
-def print_table(summary: pd.DataFrame, title: str = "") -> None:
-    """Prints `summarize`'s table for people, within 80 columns."""
-    unit, name = (1e9, "G") if summary["flops_full"].iloc[0] >= 1e9 else (1e6, "M")
-    blocks = f"blocks used of {summary['blocks_total'].iloc[0]}\nmean ± std (min-max)"
-    flops = f"FLOPs, {name}\nmean ± std"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for header in ("S", "top-1, %", blocks, flops, "of the full\nnetwork, %"):
-        table.add_column(header, justify="right")
-    rows: Iterable[Any] = summary.itertuples()
-    for row in rows:
-        table.add_row(
-            f"{row.scale:g}",
-            f"{row.top1_percent:.2f}",
-            f"{row.blocks_mean:.2f} ± {row.blocks_std:.2f} ({row.blocks_min}-{row.blocks_max})",
-            f"{row.flops_mean / unit:.2f} ± {row.flops_std / unit:.2f}",
-            f"{100 * row.flops_share:.1f}",
-        )
-    Console().print(table)
-
-
-def write(
-    evaluation: Evaluation, directory: epath.PathLike, meta: Mapping[str, Any]
-) -> list[epath.Path]:
-    """Writes eval.csv, eval.json, eval_samples.npz, top1_vs_flops.png and block_usage.png.
-
-    Each file is replaced as a whole, so that an interruption leaves the old one or the new one.
-
-    Args:
-      evaluation: what to write.
-      directory: of the files; it is made where it is missing.
-      meta: more to record in eval.json, such as step, phase, dataset and split.
-
-    Returns:
-      The files' paths, the plots last.
-    """
-    summary, arch, device = summarize(evaluation), evaluation.arch, jax.devices()[0]
-    record = {
-        **meta,
-        "architecture": arch.describe(),
-        "scales": evaluation.scales,
-        "device": {"platform": device.platform, "kind": device.device_kind},
-        "versions": {m.__name__: m.__version__ for m in (urnet_jax, jax, flax)},
-        # JSON knows no NaN, which the loss of a diverged network is.
-        "rows": summary.replace([np.inf, -np.inf, np.nan], None).to_dict("records"),
-    }
-    arrays = {f.name: getattr(evaluation, f.name) for f in dataclasses.fields(evaluation)[1:]}
-    samples = io.BytesIO()
-    np.savez_compressed(samples, **arrays)
-    stages = [stage.num_blocks for stage in arch.stages]
-    usage = plots.plot_block_usage(evaluation.gates, evaluation.scales, stages, arch.describe())
-    files = {
-        "eval.csv": summary.to_csv(index=False).encode(),
-        "eval.json": (json.dumps(record, indent=2, allow_nan=False) + "\n").encode(),
-        "eval_samples.npz": samples.getvalue(),
-        "top1_vs_flops.png": plots.to_png(plots.plot_top1_vs_flops(summary, arch.describe())),
-        "block_usage.png": plots.to_png(usage),
-    }
-    directory = epath.Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        temporary = directory / f".{name}.tmp"
-        temporary.write_bytes(content)
-        temporary.replace(directory / name)
-    return [directory / name for name in files]
-
-
-def evaluate_workdir(
-    workdir: epath.PathLike,
-    *,
-    scales: Sequence[float] | None = None,
-    split: str = "test",
-    batch_size: int = 0,
-    data_dir: str | None = None,
-    output: epath.PathLike | None = None,
-) -> pd.DataFrame:
-    """Evaluates a run's newest checkpoint: returns and prints its table, `write`s its files.
-
-    Args:
-      workdir: of the run; nothing else is needed.
-      scales: the grid of S; by default the config's.
-      split: `train` or `test`.
-      batch_size: samples per step; 0 takes the config's.
-      data_dir: where the dataset lies now; by default where the config says.
-      output: folder of the files; by default the workdir.
-
-    Raises:
-      UserError: the workdir holds no readable checkpoint, or an argument is not usable.
-    """
-    requested = None if scales is None else check_scales(scales)
-    if batch_size < 0:
-        raise UserError(f"batch_size is {batch_size}; expected at least 1, or 0 for the config's.")
-    directory = epath.Path(output or workdir)
-    if directory.exists() and not directory.is_dir():
-        raise UserError(f"The output {directory} is a file; name a folder with --output.")
-    meta, params, batch_stats = checkpoint.load_for_evaluation(workdir)
-    config = meta.config
-    if data_dir:
-        config.data.dir = data_dir
-    opened = data.open_split(config.data, split)
-    grid = requested or config.eval.scales
-    if not config.model.gated:
-        print("This network is plain: it has no gates, so S is ignored and it is evaluated once.")
-    elif meta.phase == "pretrain":
-        print("This run is in phase pretrain, its gates untrained: evaluated once, all blocks on.")
-        grid = (1.0,)
-
-    eval_step = steps.make_eval_step(config, meta.phase)
-    batch_size = batch_size or config.eval.batch_size
-    evaluation = evaluate(eval_step, params, batch_stats, opened, config, grid, batch_size)
-    about = {"dataset": opened.dataset, "split": split, "phase": meta.phase, "step": meta.step}
-    paths = write(evaluation, directory, about)
-    summary = summarize(evaluation)
-    images = f"{opened.num_examples} images of {opened.dataset} {split}"
-    title = f"{evaluation.arch.describe()}\n{images}, step {meta.step} ({meta.phase})"
-    print_table(summary, title)
-    print(*paths, sep="\n")
-    return summary

@@ -19,13 +19,16 @@ _BAR = "#a9c6db"
 _MOST_NUMBERED_BLOCKS = 36
 
 
-def plot_top1_vs_flops(summary: pd.DataFrame, title: str = "") -> Figure:
+def plot_top1_vs_flops(
+    summary: pd.DataFrame, title: str = "", plain_top1_percent: float | None = None
+) -> Figure:
     """Top-1 (percent) against FLOPs (percent of the full network), a point for every S.
 
     Args:
       summary: the table of `evaluation.summarize`; `scale`, `top1_percent`, `flops_share`,
         `flops_std` and `flops_full` are read.
       title: written above the plot.
+      plain_top1_percent: of the plain network, drawn as a line.
 
     Returns:
       The figure. Horizontal bars are one standard deviation over the samples.
@@ -38,12 +41,16 @@ def plot_top1_vs_flops(summary: pd.DataFrame, title: str = "") -> Figure:
     axes.errorbar(share, top1, xerr=spread, fmt="none", ecolor=_BAR, elinewidth=2, capsize=3)
     axes.plot(share, top1, "o-", color=_LINE, linewidth=1.5, markersize=6, zorder=3)
 
-    low, high = top1.min(), top1.max()
+    heights = top1 if plain_top1_percent is None else np.append(top1, plain_top1_percent)
+    low, high = heights.min(), heights.max()
     margin = max(0.5, 0.15 * (high - low))
     axes.set_ylim(low - margin, high + margin)
     left, right = (share - spread).min(), (share + spread).max()
     pad = max(2.0, 0.06 * (right - left))
     axes.set_xlim(left - pad, right + pad)
+    if plain_top1_percent is not None:
+        line = axes.axhline(plain_top1_percent, color="0.5", linewidth=1, linestyle="--")
+        axes.legend([line], ["plain network, after phase pretrain"], frameon=False, fontsize=8)
     axes.set_xlabel("FLOPs, % of the full network (bars: one standard deviation over samples)")
     axes.set_ylabel("top-1, %")
     axes.grid(color="0.9")

@@ -9,7 +9,7 @@ from flax import traverse_util
 from grain.python import DatasetIterator
 from tqdm import tqdm
 
-from urnet_jax import checkpoint, data, evaluation, optimizer, steps, writers
+from urnet_jax import checkpoint, data, evaluation, optimizer, report, steps, writers
 from urnet_jax import config as config_lib
 from urnet_jax import state as state_lib
 from urnet_jax.checkpoint import Checkpointer, Meta
@@ -178,7 +178,7 @@ def evaluate(
     for row in summary.to_dict("records"):
         run.writer.write("eval", step, {"phase": phase, **row})
     if is_last:
-        evaluation.print_table(summary, f"After phase {phase}, step {step}, test split")
+        report.print_table(summary, f"After phase {phase}, step {step}, test split")
         return
     shown = ", ".join(
         f"{row['top1_percent']:.2f} at S {row['scale']:g} (usage {row['usage_mean']:.2f})"

@@ -48,6 +48,13 @@ class MetricWriter:
             self._events.close()
 
 
+def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
+    """What was written to `workdir/metrics.jsonl`, whole lines only; empty without the file."""
+    path = epath.Path(workdir) / FILE
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if _step(line) < math.inf]
+
+
 def check_tensorboard() -> None:
     """Raises UserError where TensorBoard's writer is not installed."""
     try:
