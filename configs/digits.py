@@ -51,9 +51,12 @@ def get_config() -> ml_collections.ConfigDict:
     scale.beta = 4.0
 
     # The three phases run one after another; a phase of 0 epochs is left out.
-    config.pretrain = phase(epochs=30.0, learning_rate=0.1)  # plain network: S ignored, gates 1
-    config.gates = phase(epochs=10.0, learning_rate=0.1)  # only the gates move
+    config.pretrain = phase(epochs=25.0, learning_rate=0.1)  # plain network: S ignored, gates 1
+    config.gates = phase(epochs=5.0, learning_rate=0.1)  # only the gates move
     config.joint = phase(epochs=40.0, learning_rate=0.05)  # everything moves
+    # The scale loss reaches each of N gates divided by N, so gates need longer steps; in phase
+    # gates these would drive logits so far that no gradient brings them back.
+    config.joint.gate_learning_rate_factor = 10.0
 
     config.eval = ev = ml_collections.ConfigDict()
     ev.scales = (0.2, 0.3, 0.4, 0.6, 0.8, 1.0)  # evaluated on the way and at the end
@@ -80,7 +83,7 @@ def phase(*, epochs: float, learning_rate: float) -> ml_collections.ConfigDict:
     section.step_fractions = (0.5, 0.75)  # of the phase's length
     section.step_factor = 0.1
     section.warmup_epochs = 1.0  # linear, from 0
-    section.gate_learning_rate_factor = 10.0  # gates learn this many times faster than the backbone
+    section.gate_learning_rate_factor = 1.0  # gates learn this many times faster than the backbone
     section.momentum = 0.9  # Nesterov
     section.weight_decay = 5e-4  # of kernels; norms, biases and gates are spared
     section.clip_norm = 1.0  # of the global gradient; 0: no clipping
