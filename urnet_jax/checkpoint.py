@@ -1,19 +1,24 @@
 """Checkpoints: the training state, the input's position and the config. The only user of Orbax."""
 
 import dataclasses
+import json
+import zlib
 from typing import Any
 
 import grain.python as grain
+import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
 from urnet_jax import config as config_lib
 from urnet_jax import state as state_lib
+from urnet_jax.architecture import Architecture
 from urnet_jax.config import Config
 from urnet_jax.errors import UserError
 from urnet_jax.state import TrainState, Tree
 
 FOLDER = "checkpoints"
+CHECKSUMS = "checksums.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +55,10 @@ class Checkpointer:
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, create=keep is not None, enable_async_checkpointing=False
+                max_to_keep=keep,
+                create=keep is not None,
+                cleanup_tmp_directories=keep is not None,
+                enable_async_checkpointing=False,
             ),
             item_handlers={  # pyright: ignore[reportArgumentType]
                 "state": ocp.StandardCheckpointHandler(),
@@ -75,15 +83,18 @@ class Checkpointer:
                 meta=ocp.args.JsonSave(meta.to_json()),
             ),
         )
+        _write_checksums(self.directory / str(meta.step))
 
     def restore_meta(self, step: int) -> Meta:
         """What the checkpoint at `step` says of itself."""
         args = ocp.args.Composite(meta=ocp.args.JsonRestore())
         saved = self._restore(step, args).meta
         try:
-            return Meta(**{**saved, "config": config_lib.from_json(saved["config"])})
+            meta = Meta(**{**saved, "config": config_lib.from_json(saved["config"])})
+            config_lib.validate(meta.config)
         except (KeyError, TypeError, ValueError) as error:
             raise self._damaged(step, error) from error
+        return meta
 
     def restore_state(self, step: int, abstract: TrainState) -> TrainState:
         """The training state at `step`, in the shapes of `abstract`."""
@@ -94,6 +105,20 @@ class Checkpointer:
         """Puts the input iterator `data` back to where it was at `step`."""
         args = ocp.args.Composite(data=grain.PyGrainCheckpointRestore(data))
         self._restore(step, args)
+
+    def check_files(self, step: int) -> None:
+        """Raises UserError if a file of the checkpoint is missing or is not as it was written."""
+        folder = self.directory / str(step)
+        try:
+            # A kill between the last file and the checksums leaves a whole checkpoint without them.
+            listed = (folder / CHECKSUMS).read_text() if (folder / CHECKSUMS).exists() else "{}"
+            for name, expected in json.loads(listed).items():
+                if not (folder / name).exists():
+                    raise ValueError(f"{name} is missing")
+                if zlib.crc32((folder / name).read_bytes()) != expected:
+                    raise ValueError(f"{name} is not as it was written")
+        except (OSError, ValueError) as error:
+            raise self._damaged(step, error) from error
 
     def close(self) -> None:
         self._manager.close()
@@ -112,27 +137,42 @@ class Checkpointer:
         )
 
 
-def check_workdir(workdir: epath.PathLike, config: Config) -> None:
-    """Refuses a workdir whose run has another network or data than `config`.
+def _write_checksums(folder: epath.Path) -> None:
+    """Records the checkpoint's files: Orbax itself reads a changed byte as if it were right."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    sums = {str(path.relative_to(folder)): zlib.crc32(path.read_bytes()) for path in files}
+    temporary = folder / f"{CHECKSUMS}.tmp"
+    temporary.write_text(json.dumps(sums, indent=1))
+    temporary.replace(folder / CHECKSUMS)
+
+
+def check_workdir(workdir: epath.PathLike, config: Config) -> Meta | None:
+    """What the newest checkpoint of `workdir` says, if there is one and `config` can go on from it.
 
     Raises:
-      UserError: the newest checkpoint is of another architecture or dataset.
+      UserError: it is of another dataset or network, or of another optimiser in the phase that it
+        is in.
     """
     found = newest_meta(workdir)
     if found is None:
-        return
-    asked, held = config_lib.architecture(config), config_lib.architecture(found.config)
-    where = f"The workdir {workdir} holds a checkpoint of a"
-    advice = "choose another --workdir, or ask for the network that it holds."
-    if asked != held:
-        raise UserError(
-            f"{where} {held.describe()}, and the config asks for a {asked.describe()}: {advice}"
-        )
+        return None
+    phase, where = found.phase, f"The workdir {workdir} holds a checkpoint of a"
+    advice = "choose another --workdir, or ask for what it holds."
     if config.data.name != found.config.data.name:
         raise UserError(
             f"{where} network for {found.config.data.name}, and the config asks for "
             f"{config.data.name}: {advice}"
         )
+    asked, held = config_lib.architecture(config), config_lib.architecture(found.config)
+    if asked != held:
+        raise UserError(f"{where} {held.describe()}, {_unlike(asked, held)}: {advice}")
+    before, now = found.config[phase], config[phase]
+    if before != now and _structure(config, found) != _structure(found.config, found):
+        shaping = ("clip_norm", "gate_learning_rate_factor", "ema_decay")
+        changed = [name for name in shaping if before[name] != now[name]]
+        values = " and ".join(f"{phase}.{n} {before[n]}, not {now[n]}" for n in changed)
+        raise UserError(f"{where} phase that began with {values}: {advice}")
+    return found
 
 
 def check_init_from(config: Config, phase: str) -> None:
@@ -156,9 +196,22 @@ def check_init_from(config: Config, phase: str) -> None:
     same_gates = not (asked.gated and held.gated) or asked.gate_reduction == held.gate_reduction
     if fits != asked or not same_gates:
         raise UserError(
-            f"{phase}.init_from is {source}, which holds a {held.describe()}, and the config asks "
-            f"for a {asked.describe()}: name a run of the same network."
+            f"{phase}.init_from is {source}, which holds a {held.describe()}, "
+            f"{_unlike(asked, held)}: name a run of the same network."
         )
+
+
+def _unlike(asked: Architecture, held: Architecture) -> str:
+    """For people: 'and the config asks for another network (depth 14, not 8)'."""
+    pairs = [(f.name, getattr(asked, f.name), getattr(held, f.name))
+             for f in dataclasses.fields(Architecture)]  # fmt: skip
+    differing = ", ".join(f"{name} {new}, not {old}" for name, new, old in pairs if new != old)
+    return f"and the config asks for another network ({differing})"
+
+
+def _structure(config: Config, meta: Meta) -> Any:
+    """What the state of the phase that `meta` is in is made of."""
+    return jax.tree.structure(state_lib.abstract_state(config, meta.phase, meta.steps_per_epoch))
 
 
 def newest_meta(workdir: epath.PathLike) -> Meta | None:
@@ -167,8 +220,10 @@ def newest_meta(workdir: epath.PathLike) -> Meta | None:
         return None
     checkpointer = Checkpointer(workdir)
     try:
-        step = checkpointer.latest_step()
-        return None if step is None else checkpointer.restore_meta(step)
+        if (step := checkpointer.latest_step()) is None:
+            return None
+        checkpointer.check_files(step)
+        return checkpointer.restore_meta(step)
     finally:
         checkpointer.close()
 

@@ -1,8 +1,13 @@
 """What an evaluation leaves: a table in the terminal, files, plots."""
 
 import dataclasses
+import datetime
 import io
 import json
+import os
+import pathlib
+import shlex
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -62,7 +67,14 @@ def write(
         **meta,
         "architecture": arch.describe(),
         "scales": evaluation.scales,
-        "device": {"platform": device.platform, "kind": device.device_kind},
+        "command": shlex.join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        "device": {
+            "platform": device.platform,
+            "kind": device.device_kind,
+            "count": jax.device_count(),
+            "cpu_cores": os.cpu_count(),
+        },
         "versions": {m.__name__: m.__version__ for m in (urnet_jax, jax, flax)},
         # JSON knows no NaN, which the loss of a diverged network is.
         "rows": summary.replace([np.inf, -np.inf, np.nan], None).to_dict("records"),

@@ -188,9 +188,9 @@ def evaluate(
 
 
 def report_network(config: Config, state: TrainState) -> None:
-    """Prints the network and how many parameters each of its parts has."""
-    print(config_lib.architecture(config).describe())
-    print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
+    """Prints what is about to be trained."""
+    count = parameter_overview.count_parameters(state.params)
+    print(f"{config_lib.architecture(config).describe()}: {count:,} parameters")
 
 
 def report_changes(before: Config, now: Config) -> None:
