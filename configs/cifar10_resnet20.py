@@ -57,14 +57,14 @@ def get_config() -> ml_collections.ConfigDict:
     # Only the gates move.
     config.gates = phase(epochs=1.0, learning_rate=0.1, warmup_epochs=0.1)
     # Everything moves.
-    config.joint = phase(epochs=9.0, learning_rate=0.05, warmup_epochs=0.5)
+    config.joint = phase(epochs=8.0, learning_rate=0.05, warmup_epochs=0.5)
     # The scale loss reaches each of N gates divided by N, so gates need longer steps; in phase
     # gates these would drive logits so far that no gradient brings them back.
     config.joint.gate_learning_rate_factor = 10.0
 
     config.eval = ev = ml_collections.ConfigDict()
     ev.scales = (0.2, 0.3, 0.4, 0.6, 0.8, 1.0)  # evaluated on the way and at the end
-    ev.every_epochs = 2.0  # 0: only at the end of each phase
+    ev.every_epochs = 5.0  # 0: only at the end of each phase
     ev.batch_size = 500
 
     config.checkpoint = checkpoint = ml_collections.ConfigDict()

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import zlib
+from collections.abc import Iterable
 from typing import Any
 
 import grain.python as grain
@@ -91,8 +92,8 @@ class Checkpointer:
         saved = self._restore(step, args).meta
         try:
             meta = Meta(**{**saved, "config": config_lib.from_json(saved["config"])})
-            config_lib.validate(meta.config)
-        except (KeyError, TypeError, ValueError) as error:
+            config_lib.architecture(meta.config[meta.phase] and meta.config)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise self._damaged(step, error) from error
         return meta
 
@@ -164,8 +165,10 @@ def check_workdir(workdir: epath.PathLike, config: Config) -> Meta | None:
             f"{config.data.name}: {advice}"
         )
     asked, held = config_lib.architecture(config), config_lib.architecture(found.config)
-    if asked != held:
-        raise UserError(f"{where} {held.describe()}, {_unlike(asked, held)}: {advice}")
+    if differing := _differences(asked, held):
+        raise UserError(
+            f"{where} {held.describe()}, and the config asks for another ({differing}): {advice}"
+        )
     before, now = found.config[phase], config[phase]
     if before != now and _structure(config, found) != _structure(found.config, found):
         shaping = ("clip_norm", "gate_learning_rate_factor", "ema_decay")
@@ -192,21 +195,19 @@ def check_init_from(config: Config, phase: str) -> None:
             f"{phase}.init_from is {source}, which holds no checkpoint; name the workdir of a run."
         )
     asked, held = config_lib.architecture(config), config_lib.architecture(meta.config)
-    fits = dataclasses.replace(held, gated=asked.gated, gate_reduction=asked.gate_reduction)
-    same_gates = not (asked.gated and held.gated) or asked.gate_reduction == held.gate_reduction
-    if fits != asked or not same_gates:
+    ignored = {"gated"} if asked.gated and held.gated else {"gated", "gate_reduction"}
+    if differing := _differences(asked, held, ignored):
         raise UserError(
-            f"{phase}.init_from is {source}, which holds a {held.describe()}, "
-            f"{_unlike(asked, held)}: name a run of the same network."
+            f"{phase}.init_from is {source}, which holds a {held.describe()}, and the config asks "
+            f"for another network ({differing}): name a run of the same network."
         )
 
 
-def _unlike(asked: Architecture, held: Architecture) -> str:
-    """For people: 'and the config asks for another network (depth 14, not 8)'."""
-    pairs = [(f.name, getattr(asked, f.name), getattr(held, f.name))
-             for f in dataclasses.fields(Architecture)]  # fmt: skip
-    differing = ", ".join(f"{name} {new}, not {old}" for name, new, old in pairs if new != old)
-    return f"and the config asks for another network ({differing})"
+def _differences(asked: Architecture, held: Architecture, ignored: Iterable[str] = ()) -> str:
+    """For people: 'depth 14, not 8'; empty if they are the same."""
+    names = [field.name for field in dataclasses.fields(held) if field.name not in ignored]
+    pairs = [(name, getattr(asked, name), getattr(held, name)) for name in names]
+    return ", ".join(f"{name} {new}, not {old}" for name, new, old in pairs if new != old)
 
 
 def _structure(config: Config, meta: Meta) -> Any:
