@@ -21,7 +21,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.seed = 0  # of initial weights, data order, augmentation, scales and gate draws
 
     config.data = data = ml_collections.ConfigDict()
-    data.name = "cifar100"  # digits, cifar10, cifar100, imagenet2012
+    data.name = "cifar100"  # digits, cifar10, cifar100, imagenet2012, or your own in data.dir
+    data.num_classes = 0  # of data of your own; 0: as many as the named dataset has
     data.dir = ""  # a prepared TFDS data_dir: --config.data.dir=DIR
     data.image_size = 32  # pixels; what the network sees
     data.batch_size = 128  # of one step, over all devices

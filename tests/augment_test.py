@@ -93,15 +93,19 @@ def test_an_unknown_mode_is_an_error(images):
 
 def test_normalize_by_hand():
     pixels = np.array([0, 51, 255], np.uint8).reshape(1, 1, 1, 3)
-    got = jax.jit(augment.normalize)(pixels, *augment.NORMALIZATION["cifar10"])
+    got = jax.jit(augment.normalize)(pixels, *augment.normalization("cifar10"))
     assert got.dtype == np.float32
     want = [-0.485 / 0.229, (0.2 - 0.456) / 0.224, (1 - 0.406) / 0.225]
     np.testing.assert_allclose(got.ravel(), want, rtol=1e-6)
 
 
 def test_digits_are_normalized_to_mean_0_and_deviation_1():
-    pixels = np.asarray(augment.normalize(train_images(), *augment.NORMALIZATION["digits"]))
+    pixels = np.asarray(augment.normalize(train_images(), *augment.normalization("digits")))
     assert abs(pixels.mean()) < 1e-3 and abs(pixels.std() - 1) < 1e-3
+
+
+def test_own_data_is_normalized_as_imagenet_is():
+    assert augment.normalization("flowers") == augment.normalization("imagenet2012")
 
 
 def test_decode_train_depends_on_seed_epoch_and_index_alone():

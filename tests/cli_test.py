@@ -1,5 +1,7 @@
 import os
 import pathlib
+import re
+import shlex
 import subprocess
 import sys
 
@@ -16,8 +18,15 @@ TRAIN = [
     (["--config.model.gated=maybe"], "model.gated is 'maybe'; expected True or False."),
     (["--config.eval.scales=0.2 0.4"], "eval.scales is '0.2 0.4'; expected a tuple of one or more "
                                        "numbers from 0 to 1."),
-    (["--config.data=3"], "data is a section of the config; set its fields: name, dir, image_size, "
-                          "batch_size, augment, crop_padding, workers, threads."),
+    (["--config.data=3"], "data is a section of the config; set its fields: name, num_classes, "
+                          "dir, image_size, batch_size, augment, crop_padding, workers, threads."),
+    (["--config.data.name=cifr10"], "data.name is 'cifr10'; expected one of digits, cifar10, "
+                                    "cifar100, imagenet2012 (the nearest is cifar10), or the name "
+                                    "of a prepared dataset of your own, with data.num_classes set "
+                                    "to how many classes it has."),
+    (["--config.data.augment=random_resized_crop"], "data.augment is 'random_resized_crop'; with "
+                                                    "data.name 'digits' expected one of none, "
+                                                    "crop, crop_flip."),
     (["--config.scale.min=-0.1"], "scale.min is -0.1; expected a number from 0 to 1."),
     (["--config.eval.scales=0.2,1.2"], "eval.scales is (0.2, 1.2); expected a tuple of one or more "
                                        "numbers from 0 to 1."),
@@ -118,3 +127,18 @@ def test_overrides_reach_the_config(tmp_path: pathlib.Path):
         "-1.0 3.0 0.1 (1, 0.2)",
         "False -1",
     ], done.stderr
+
+
+def test_commands_for_own_data_are_as_documented(tmp_path: pathlib.Path):
+    document = (ROOT / "docs" / "own_data.md").read_text().replace("\\\n", "")
+    commands = re.findall(r"^python train\.py (.*)$", document, re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        done = subprocess.run(
+            [sys.executable, "-c", PARSE, *shlex.split(command)],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout.startswith("runs/flowers 0 flowers DATA_DIR True\n"), done.stderr

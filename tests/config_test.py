@@ -65,10 +65,11 @@ def test_json_that_is_no_config(text: str):
         ({"model__dept": 8}, "'model.dept' is not a config field; the nearest known one is "
                              "model.depth."),
         ({"see": 8}, "'see' is not a config field; the nearest known one is seed."),
-        ({"data": 3}, "data is a section of the config; set its fields: name, dir, image_size, "
-                      "batch_size, augment, crop_padding, workers, threads."),
-        ({"data": ConfigDict()}, "data is a section of the config; set its fields: name, dir, "
+        ({"data": 3}, "data is a section of the config; set its fields: name, num_classes, dir, "
                       "image_size, batch_size, augment, crop_padding, workers, threads."),
+        ({"data": ConfigDict()}, "data is a section of the config; set its fields: name, "
+                      "num_classes, dir, image_size, batch_size, augment, crop_padding, workers, "
+                      "threads."),
         ({"model__depth": "20"}, "model.depth is '20'; expected a whole number of at least 1."),
         ({"model__depth": 20.0}, "model.depth is 20.0; expected a whole number of at least 1."),
         ({"model__depth": True}, "model.depth is True; expected a whole number of at least 1."),
@@ -78,6 +79,22 @@ def test_json_that_is_no_config(text: str):
         ({"data__dir": None}, "data.dir is None; expected text."),
         ({"data__augment": "flip"}, "data.augment is 'flip'; expected one of 'none', 'crop', "
                                     "'crop_flip', 'random_resized_crop'."),
+        ({"data__augment": "random_resized_crop"}, "data.augment is 'random_resized_crop'; with "
+                                    "data.name 'digits' expected one of none, crop, crop_flip."),
+        ({"data__name": "imagenet2012"}, "data.augment is 'crop'; with data.name 'imagenet2012' "
+                                         "expected one of none, random_resized_crop."),
+        ({"data__name": "cifr100"}, "data.name is 'cifr100'; expected one of digits, cifar10, "
+                                    "cifar100, imagenet2012 (the nearest is cifar100), or the name "
+                                    "of a prepared dataset of your own, with data.num_classes set "
+                                    "to how many classes it has."),
+        ({"data__name": "", "data__num_classes": 5}, "data.name is ''; expected one of digits, "
+                                    "cifar10, cifar100, imagenet2012 (the nearest is imagenet2012), "
+                                    "or the name of a prepared dataset of your own, with "
+                                    "data.num_classes set to how many classes it has."),
+        ({"data__num_classes": 7}, "data.num_classes is 7; digits has 10 classes: set it to 10, or "
+                                   "to 0 for the dataset's own number."),
+        ({"data__num_classes": -1}, "data.num_classes is -1; expected a whole number of at least "
+                                    "0."),
         ({"data__batch_size": 0}, "data.batch_size is 0; expected a whole number of at least 1."),
         ({"gate__sigmoid_probability": 1.1}, "gate.sigmoid_probability is 1.1; expected a number "
                                              "from 0 to 1."),
@@ -130,6 +147,20 @@ def test_architecture_follows_config_and_dataset():
     assert (arch.depth, arch.num_classes, arch.image_channels, arch.image_size) == (8, 100, 3, 32)
     own = config_lib.architecture(config, num_classes=7, image_channels=1)
     assert (own.num_classes, own.image_channels) == (7, 1)
+
+
+def test_own_data_has_the_classes_it_is_said_to_have():
+    config = digits(data__name="flowers", data__num_classes=5, data__augment="random_resized_crop")
+    config_lib.validate(config)
+    arch = config_lib.architecture(config)
+    assert (arch.num_classes, arch.image_channels) == (5, 3)
+    config_lib.validate(digits(data__num_classes=10))
+
+
+def test_a_run_from_before_num_classes_keeps_its_network():
+    tree = config_lib.load("digits").to_dict()
+    del tree["data"]["num_classes"]
+    assert config_lib.architecture(ConfigDict(tree)) == config_lib.architecture(digits())
 
 
 def write(path: pathlib.Path, text: str) -> str:

@@ -13,18 +13,10 @@ from jaxtyping import Array, Float, Int, UInt8
 from PIL import Image
 
 from urnet_jax.errors import UserError
+from urnet_jax.sources import AUGMENTATIONS
 
-AUGMENTATIONS = ("none", "crop", "crop_flip", "random_resized_crop")
-
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-NORMALIZATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
-    "digits": ((0.3054,), (0.3760,)),
-    "cifar10": _IMAGENET,
-    "cifar100": _IMAGENET,
-    "imagenet2012": _IMAGENET,
-}
-"""Dataset -> mean and standard deviation per channel of pixels in [0, 1]. Digits' are those of its
-training split; CIFAR takes ImageNet's because published PyTorch CIFAR weights expect them."""
+_DIGITS = (0.3054,), (0.3760,)
+_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 # Keeps these draws apart from others that also start from the seed and fold in a counter.
 _STREAM = 0x0A06
@@ -33,6 +25,15 @@ _CROP_AREA = (0.08, 1.0)
 _CROP_RATIO = (3 / 4, 4 / 3)
 _CROP_ATTEMPTS = 10
 _EVAL_RESIZE = 256 / 224
+
+
+def normalization(dataset: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel, of pixels in [0, 1], that `normalize` takes.
+
+    Those of digits are of its training split. All others, CIFAR too, take ImageNet's, which
+    published PyTorch weights expect.
+    """
+    return _DIGITS if dataset == "digits" else _IMAGENET
 
 
 def normalize(

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import grain.python as grain
@@ -16,6 +16,7 @@ from urnet_jax import state as state_lib
 from urnet_jax.architecture import Architecture
 from urnet_jax.config import Config
 from urnet_jax.errors import UserError
+from urnet_jax.optimizer import PHASES
 from urnet_jax.state import TrainState, Tree
 
 FOLDER = "checkpoints"
@@ -92,7 +93,9 @@ class Checkpointer:
         saved = self._restore(step, args).meta
         try:
             meta = Meta(**{**saved, "config": config_lib.from_json(saved["config"])})
-            config_lib.architecture(meta.config[meta.phase] and meta.config)
+            config_lib.architecture(meta.config)
+            if meta.phase not in PHASES:
+                raise ValueError(f"its phase is {meta.phase!r}")
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise self._damaged(step, error) from error
         return meta
@@ -140,11 +143,18 @@ class Checkpointer:
 
 def _write_checksums(folder: epath.Path) -> None:
     """Records the checkpoint's files: Orbax itself reads a changed byte as if it were right."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    sums = {str(path.relative_to(folder)): zlib.crc32(path.read_bytes()) for path in files}
+    sums = {str(path.relative_to(folder)): zlib.crc32(path.read_bytes()) for path in _files(folder)}
     temporary = folder / f"{CHECKSUMS}.tmp"
     temporary.write_text(json.dumps(sums, indent=1))
     temporary.replace(folder / CHECKSUMS)
+
+
+def _files(folder: epath.Path) -> Iterator[epath.Path]:
+    for path in sorted(folder.iterdir()):  # epath has no recursive glob
+        if path.is_dir():
+            yield from _files(path)
+        else:
+            yield path
 
 
 def check_workdir(workdir: epath.PathLike, config: Config) -> Meta | None:

@@ -7,30 +7,17 @@ import json
 import math
 import pathlib
 from importlib.resources.abc import Traversable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 from ml_collections import ConfigDict
 
+from urnet_jax import sources
 from urnet_jax.architecture import Architecture
 from urnet_jax.errors import UserError
 
 Config: TypeAlias = Any
 """An `ml_collections.ConfigDict`; from its source, checkers infer a type without sections."""
 
-
-class Dataset(NamedTuple):
-    """What a network must know of a dataset."""
-
-    num_classes: int
-    image_channels: int
-
-
-DATASETS = {
-    "digits": Dataset(10, 1),
-    "cifar10": Dataset(10, 3),
-    "cifar100": Dataset(100, 3),
-    "imagenet2012": Dataset(1000, 3),
-}
 
 _KIND_NAMES = {
     bool: "True or False",
@@ -107,11 +94,12 @@ _PHASE = {
 
 FIELDS: dict[str, Field] = {
     "seed": Field(int, low=0, high=2**32 - 1),
-    "data.name": _choice(*DATASETS),
+    "data.name": _TEXT,
+    "data.num_classes": Field(int, low=0),
     "data.dir": _TEXT,
     "data.image_size": _COUNT,
     "data.batch_size": _COUNT,
-    "data.augment": _choice("none", "crop", "crop_flip", "random_resized_crop"),
+    "data.augment": _choice(*sources.AUGMENTATIONS),
     "data.crop_padding": Field(int, low=0),
     "data.workers": Field(int, low=0),
     "data.threads": _COUNT,
@@ -181,6 +169,7 @@ def validate(config: Config) -> None:
     if low > high:
         raise UserError(f"scale.min is {low}, more than scale.max, {high}; lower scale.min.")
     architecture(config)
+    sources.check_augmentation(config.data)
 
 
 def architecture(
@@ -190,13 +179,14 @@ def architecture(
 
     Args:
       config: a config with its sections `data` and `model`.
-      num_classes: by default those of the dataset `data.name`.
-      image_channels: by default those of the dataset `data.name`.
+      num_classes: by default those of the dataset.
+      image_channels: by default those of the dataset.
 
     Raises:
-      UserError: such a network does not exist, for example a depth that no CIFAR ResNet has.
+      UserError: the dataset is unknown, or such a network does not exist, for example a depth that
+        no CIFAR ResNet has.
     """
-    dataset, model = DATASETS[config.data.name], config.model
+    dataset, model = sources.dataset(config.data), config.model
     try:
         return Architecture(
             family=model.family,

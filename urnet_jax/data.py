@@ -16,7 +16,7 @@ from jaxtyping import Int32, Int64, UInt8
 
 from urnet_jax import augment
 from urnet_jax.errors import UserError
-from urnet_jax.sources import Split, open_split, readable
+from urnet_jax.sources import Split, check_augmentation, labels_of, open_split, readable
 
 __all__ = ["Batch", "Split", "TrainBatches", "eval_batches", "open_split", "train_batches"]
 
@@ -110,15 +110,15 @@ def train_batches(
       Images in memory come as they are, for `augment.augment_images`; others come augmented.
 
     Raises:
-      UserError: the augmentation does not suit the dataset, or the processes cannot share a batch.
+      UserError: the augmentation does not suit the dataset or how the split was opened, or the
+        processes cannot share a batch.
     """
-    suited = ("none", "crop", "crop_flip")
-    if split.source is not None:
-        suited = ("none", "random_resized_crop")
-    if data.augment not in suited:
+    check_augmentation(data)
+    random_crop = data.augment == "random_resized_crop"
+    if random_crop and split.source is None:
         raise UserError(
-            f"data.augment is {data.augment!r}; with data.name {split.dataset!r} expected one of "
-            f"{', '.join(suited)}."
+            "data.augment is 'random_resized_crop', but the split was opened with another, its "
+            "images resized: open it again."
         )
     load = functools.partial(
         _load_train,
@@ -127,7 +127,7 @@ def train_batches(
         batch_size=_share(data.batch_size, process_count, "data.batch_size"),
         process_index=process_index,
         process_count=process_count,
-        random_crop=data.augment == "random_resized_crop",
+        random_crop=random_crop,
         threads=_decoding_threads(data),
     )
     return TrainBatches(grain.MapDataset.range(_ENDLESS).map(load), _workers(split, data))
@@ -243,7 +243,7 @@ def _read(
     mapped = _pool(threads).map if threads > 1 else map
     for _ in mapped(fill, range(len(index))):
         pass
-    return images, np.array([record["label"] for record in records], np.int32)
+    return images, labels_of(records, title)
 
 
 @functools.lru_cache(maxsize=2)

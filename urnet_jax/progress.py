@@ -40,13 +40,17 @@ class PhaseProgress:
         self._write_due()
         self._bar.update()
         self._collected.append(metrics)
+        self._last = step, phase_step
         if phase_step % self._every_steps == 0 or phase_step == self._num_steps:
-            now = time.monotonic()
-            self._due = (step, phase_step, self._collected, now - self._clock)
-            self._collected, self._clock = [], now
+            self._make_due()
 
     def pause(self) -> None:
-        """Writes what is due; the time until `resume` is not counted as training."""
+        """Writes all that was added; the time until `resume` is not counted as training.
+
+        A run that goes on from a checkpoint then writes the lines that it would have written.
+        """
+        self._write_due()
+        self._make_due()
         self._write_due()
         self._paused_at = time.monotonic()
 
@@ -56,6 +60,12 @@ class PhaseProgress:
     def close(self) -> None:
         self._write_due()
         self._bar.close()
+
+    def _make_due(self) -> None:
+        if self._collected:
+            now = time.monotonic()
+            self._due = (*self._last, self._collected, now - self._clock)
+            self._collected, self._clock = [], now
 
     def _write_due(self) -> None:
         if self._due is None:

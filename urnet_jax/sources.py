@@ -1,12 +1,13 @@
-"""Where examples come from: scikit-learn's digits, or a prepared TFDS directory."""
+"""Where examples come from: scikit-learn's digits, or any dataset that TFDS has prepared."""
 
 import contextlib
 import dataclasses
+import difflib
 import io
 import json
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -16,11 +17,26 @@ from tqdm import tqdm
 
 from urnet_jax.errors import UserError
 
-EXAMPLE_FOLDERS = {
-    "cifar10": "cifar10/3.0.2",
-    "cifar100": "cifar100/3.0.2",
-    "imagenet2012": "imagenet2012/5.1.0",
+AUGMENTATIONS = ("none", "crop", "crop_flip", "random_resized_crop")
+
+
+class Dataset(NamedTuple):
+    """What is known of a dataset before it is opened."""
+
+    num_classes: int
+    image_channels: int = 3
+    augmentations: tuple[str, ...] = AUGMENTATIONS
+    version: str = ""  # that `tfds build` prepares, or another
+
+
+DATASETS = {
+    "digits": Dataset(10, 1, ("none", "crop", "crop_flip")),
+    "cifar10": Dataset(10, version="3.0.2"),
+    "cifar100": Dataset(100, version="3.0.2"),
+    "imagenet2012": Dataset(1000, 3, ("none", "random_resized_crop"), "5.1.0"),
 }
+"""The datasets that are known by name; under any other name, users bring their own."""
+
 _DIGITS_TEST = 360  # of the 1797 images
 _READ_CHUNK = 1000  # records
 
@@ -30,7 +46,7 @@ class Split:
     """One split of a dataset: its images and labels in memory, or a source to read them from.
 
     Attributes:
-      dataset: `digits`, `cifar10`, `cifar100` or `imagenet2012`.
+      dataset: its name, the config's `data.name`.
       name: `train` or `test`.
       num_examples: in the split.
       num_classes: labels run from 0 to num_classes - 1.
@@ -50,37 +66,79 @@ class Split:
     source: Any = None
 
 
-def open_split(data: Any, split: str) -> Split:
-    """Opens a split; digits and CIFAR are decoded into memory, ImageNet is left on its disk.
+def dataset(data: Any) -> Dataset:
+    """What is known of the dataset before it is opened; `data` is the config's section.
 
-    Images in memory that are not of `data.image_size` are resized to it.
+    Raises:
+      UserError: `data.name` is unknown and comes without `data.num_classes`, or it is known and
+        has another number of classes.
+    """
+    known = DATASETS.get(data.name)
+    num_classes = data.get("num_classes", 0)  # a run's config may be older than this field
+    if known is None and data.name and num_classes:
+        return Dataset(num_classes)
+    if known is None:
+        raise UserError(
+            f"data.name is {data.name!r}; expected one of {', '.join(DATASETS)} (the nearest is "
+            f"{_nearest(data.name, cutoff=0.0)}), or the name of a prepared dataset of your own, "
+            "with data.num_classes set to how many classes it has."
+        )
+    if num_classes not in (0, known.num_classes):
+        raise UserError(
+            f"data.num_classes is {num_classes}; {data.name} has {known.num_classes} classes: set "
+            f"it to {known.num_classes}, or to 0 for the dataset's own number."
+        )
+    return known
+
+
+def check_augmentation(data: Any) -> None:
+    """Raises a UserError where `data.augment` does not suit the dataset `data.name`."""
+    suited = dataset(data).augmentations
+    if data.augment not in suited:
+        raise UserError(
+            f"data.augment is {data.augment!r}; with data.name {data.name!r} expected one of "
+            f"{', '.join(suited)}."
+        )
+
+
+def open_split(data: Any, split: str) -> Split:
+    """Opens a split: decoded into memory, or left on its disk and decoded batch by batch.
+
+    ImageNet is left on its disk, and so is any dataset that `random_resized_crop` augments, as it
+    crops from the full image. Images in memory are resized to `data.image_size`.
 
     Args:
       data: the config's section `data`.
-      split: `train` or `test`; ImageNet's 50,000 validation images are its `test`.
+      split: `train` or `test`. A dataset without a split `test` is tested on its `validation`, and
+        so is ImageNet, the labels of whose `test` are secret.
 
     Raises:
-      UserError: the dataset or the split is unknown, or `data.dir` holds no prepared dataset; said
-        at once, since nothing is ever downloaded.
+      UserError: the dataset or the split is unknown, or `data.dir` holds no prepared dataset that
+        fits; said at once, since nothing is ever downloaded.
     """
     if split not in ("train", "test"):
         raise UserError(f"The split is {split!r}; expected 'train' or 'test'.")
+    num_classes = dataset(data).num_classes
     if data.name == "digits":
         images, labels = _digits(split, data.image_size)
-        return _in_memory(data.name, split, 10, images, labels)
-    if data.name not in EXAMPLE_FOLDERS:
-        known = ", ".join(("digits", *EXAMPLE_FOLDERS))
-        raise UserError(f"data.name is {data.name!r}; expected one of {known}.")
-    is_imagenet = data.name == "imagenet2012"
-    source = _open_tfds(
-        data.name, data.dir, "validation" if is_imagenet and split == "test" else split
-    )
-    num_classes = source.dataset_info.features["label"].num_classes
-    if is_imagenet:
+        return _in_memory(data.name, split, num_classes, images, labels)
+    source = _open_tfds(data, split)
+    if data.name == "imagenet2012" or data.augment == "random_resized_crop":
         shape = (data.image_size, data.image_size, 3)
         return Split(data.name, split, len(source), num_classes, shape, source=source)
     images, labels = _decode_all(source, data.image_size, f"{data.name} {split}")
     return _in_memory(data.name, split, num_classes, images, labels)
+
+
+def labels_of(records: Sequence[Any], title: str) -> Int32[np.ndarray, " n"]:
+    """The records' labels; a UserError if some have none, which TFDS writes as -1."""
+    labels = np.array([record["label"] for record in records], np.int32)
+    if (labels < 0).any():
+        raise UserError(
+            f"The split {title!r} has images without a label: prepare the dataset again, with "
+            "labels or without that split."
+        )
+    return labels
 
 
 @contextlib.contextmanager
@@ -88,7 +146,7 @@ def readable(what: str) -> Iterator[None]:
     """Turns the errors of readers and decoders on damaged files into a UserError about `what`."""
     try:
         yield
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, ValueError) as error:
         raise UserError(f"{what} cannot be read ({error}): prepare the dataset again.") from error
 
 
@@ -124,10 +182,11 @@ def _decode_all(source: Any, image_size: int, title: str) -> tuple[np.ndarray, n
             rows = range(start, min(start + _READ_CHUNK, len(source)))
             with readable(f"The split {title!r}"):
                 records = source.__getitems__(list(rows))
+            labels[rows.start : rows.stop] = labels_of(records, title)
             for row, record in zip(rows, records, strict=True):
                 with readable(f"Image {row} of the split {title!r}"):
                     image = Image.open(io.BytesIO(record["image"])).convert("RGB")
-                images[row], labels[row] = _resized(image, image_size), record["label"]
+                images[row] = _resized(image, image_size)
             bar.update(len(rows))
     return images, labels
 
@@ -137,50 +196,88 @@ def _resized(image: Image.Image, image_size: int) -> np.ndarray:
     return np.asarray(image.resize((image_size, image_size), Image.Resampling.BILINEAR))
 
 
-def _open_tfds(name: str, data_dir: str, split: str) -> Any:
-    version = _prepared_version(name, data_dir, split)
+def _open_tfds(data: Any, split: str) -> Any:
+    """Random access to the records of a split, the images still encoded."""
+    folder, stored = _prepared(data.name, data.dir, split)
     # Imported here because it takes a second, which digits should not pay for.
     import tensorflow_datasets as tfds
 
-    return tfds.data_source(
-        f"{name}:{version}",
-        data_dir=epath.Path(data_dir).expanduser(),
-        split=split,
-        download=False,
-        decoders={"image": tfds.decode.SkipDecoding()},
-    )
+    with readable(str(folder)):
+        builder: Any = tfds.builder_from_directory(folder)
+    features = builder.info.features
+    kinds = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
+    for name, kind in kinds.items():
+        if name not in features or not isinstance(features[name], kind):
+            raise UserError(
+                f"{folder} has no feature {name!r} of the kind tfds.features.{kind.__name__}: "
+                f"{_remedy(data.name)}"
+            )
+    expected, found = dataset(data).num_classes, features["label"].num_classes
+    if found != expected:
+        known = data.name in DATASETS
+        remedy = _remedy(data.name) if known else f"set data.num_classes to {found}."
+        raise UserError(f"{folder} has {found} classes, not {expected}: {remedy}")
+    return builder.as_data_source(split=stored, decoders={"image": tfds.decode.SkipDecoding()})
 
 
-def _prepared_version(name: str, data_dir: str, split: str) -> str:
-    """The newest version of the dataset under `data_dir`, such as '3.0.2', checked to be readable.
+def _prepared(name: str, data_dir: str, split: str) -> tuple[epath.Path, str]:
+    """The folder of the dataset's newest version, checked to be complete, and the split's name.
 
     TFDS itself would look for a missing dataset on the network, and for minutes.
     """
-    remedy = (
-        f"prepare it with `tfds build {name} --file_format=array_record`, or point "
-        f"--config.data.dir at a folder that holds {EXAMPLE_FOLDERS[name]}."
-    )
+    remedy = _remedy(name)
+    info = _newest_info(name, data_dir)
+    folder = info.parent
+    try:
+        content = json.loads(info.read_text())
+        lengths = {s["name"]: len(s["shardLengths"]) for s in content["splits"]}
+        prefix, file_format = content["name"], content.get("fileFormat", "tfrecord")
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{info} is damaged ({error!r}): {remedy}") from error
+    if file_format != "array_record":
+        raise UserError(f"{folder} holds {file_format} files, not array_record: {remedy}")
+    names = ["train"] if split == "train" else ["test", "validation"]
+    if name == "imagenet2012" and split == "test":
+        names = ["validation"]
+    stored = next((name for name in names if name in lengths), None)
+    if stored is None:
+        raise UserError(
+            f"{folder} has no split {' or '.join(names)}, only {', '.join(lengths) or 'none'}: "
+            f"{remedy}"
+        )
+    found = len(list(folder.glob(f"{prefix}-{stored}.array_record*")))
+    if found != lengths[stored]:
+        raise UserError(
+            f"{folder} holds {found} files of the split {stored!r} where its dataset_info.json "
+            f"lists {lengths[stored]}: {remedy}"
+        )
+    return folder, stored
+
+
+def _newest_info(name: str, data_dir: str) -> epath.Path:
+    """The dataset_info.json of the newest version, such as 3.0.2, of a dataset in `data_dir`."""
+    called = name
+    if name not in DATASETS and (nearest := _nearest(name)):
+        called = f"{name} (the nearest known name is {nearest})"
     if not data_dir:
-        raise UserError(f"data.dir is empty, but {name} is read from a TFDS directory: {remedy}")
+        raise UserError(
+            f"data.dir is empty, but {called} is read from a TFDS directory: {_remedy(name)}"
+        )
     folder = epath.Path(data_dir).expanduser() / name
     infos = list(folder.glob("*/dataset_info.json")) if folder.is_dir() else []
     infos = [info for info in infos if re.fullmatch(r"\d+\.\d+\.\d+", info.parent.name)]
     if not infos:
-        raise UserError(f"data.dir {data_dir!r} holds no prepared {name}: {remedy}")
-    info = max(infos, key=lambda info: tuple(map(int, info.parent.name.split("."))))
-    try:
-        content = json.loads(info.read_text())
-        lengths = {s["name"]: len(s["shardLengths"]) for s in content["splits"]}
-        file_format = content.get("fileFormat", "tfrecord")
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{info} is damaged ({error!r}): {remedy}") from error
-    if file_format != "array_record":
-        raise UserError(f"{info.parent} holds {file_format} files, not array_record: {remedy}")
-    found = len(list(info.parent.glob(f"{name}-{split}.array_record*")))
-    if found == 0 or found != lengths.get(split):
-        expected = lengths.get(split, "no")
-        raise UserError(
-            f"{info.parent} holds {found} files of the split {split!r} where its "
-            f"dataset_info.json lists {expected}: {remedy}"
-        )
-    return info.parent.name
+        raise UserError(f"data.dir {data_dir!r} holds no prepared {called}: {_remedy(name)}")
+    return max(infos, key=lambda info: tuple(map(int, info.parent.name.split("."))))
+
+
+def _remedy(name: str) -> str:
+    how, version = "as docs/own_data.md shows", "1.0.0"
+    if known := DATASETS.get(name):
+        how, version = f"with `tfds build {name} --file_format=array_record`", known.version
+    return f"prepare it {how}, or point --config.data.dir at a folder that holds {name}/{version}."
+
+
+def _nearest(name: str, cutoff: float = 0.6) -> str:
+    """The known name that is most like `name`, empty where none is like it by `cutoff`."""
+    return next(iter(difflib.get_close_matches(name, DATASETS, n=1, cutoff=cutoff)), "")

@@ -116,7 +116,7 @@ def make_eval_step(config: Config, phase: str = "joint") -> EvalStep:
     ) -> dict[str, Array]:
         logits, gates, _ = apply(
             graph, params, batch_stats,
-            augment.normalize(images, *augment.NORMALIZATION[config.data.name]), scale,
+            augment.normalize(images, *augment.normalization(config.data.name)), scale,
             gates=None if gated else jnp.ones((images.shape[0], num_blocks)),
         )  # fmt: skip
         prediction = logits.argmax(-1).astype(jnp.int32)
@@ -141,4 +141,4 @@ def _prepare(config: Config, batch: Batch) -> Any:
         batch["image"], batch["index"], batch["epoch"],
         seed=config.seed, mode=config.data.augment, padding=config.data.crop_padding,
     )  # fmt: skip
-    return augment.normalize(images, *augment.NORMALIZATION[config.data.name])
+    return augment.normalize(images, *augment.normalization(config.data.name))

@@ -31,9 +31,10 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> None:
     # ---- All that can be wrong, before anything takes long ----
     config_lib.validate(config)
     phases = phases_to_run(config)
-    checkpoint.check_workdir(workdir, config)
+    found = checkpoint.check_workdir(workdir, config)
     for phase in phases:
-        checkpoint.check_init_from(config, phase)
+        if found is None or is_before(found.phase, phase):
+            checkpoint.check_init_from(config, phase)
     if config.log.tensorboard:
         writers.check_tensorboard()
 
@@ -45,30 +46,34 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> None:
 
     # ---- Begin, or go on ----
     checkpointer = Checkpointer(workdir, keep=config.checkpoint.keep)
-    if (step := checkpointer.latest_step()) is None:
-        begun = phases[0]
+    if found is None:
+        begun, step = phases[0], 0
         state = start_phase(config, begun, steps_per_epoch, before=None)
         report_network(config, state)
     else:
-        meta = checkpointer.restore_meta(step)
-        begun = meta.phase
-        print(f"Going on from step {step}: step {meta.phase_step} of phase {begun}.")
-        report_changes(meta.config, config)
+        begun, step = found.phase, found.step
+        print(f"Going on from step {step}: step {found.phase_step} of phase {begun}.")
+        report_changes(found.config, config)
         abstract = state_lib.abstract_state(config, begun, steps_per_epoch)
         state = checkpointer.restore_state(step, abstract)
         checkpointer.restore_data(step, batches)
     (epath.Path(workdir) / "config.json").write_text(config_lib.to_json(config))
-    writer = MetricWriter(workdir, resume_step=step or 0, tensorboard=config.log.tensorboard)
+    writer = MetricWriter(workdir, resume_step=step, tensorboard=config.log.tensorboard)
 
     # ---- Phases ----
     run = Run(config, steps_per_epoch, checkpointer, writer, test_split)
-    with contextlib.closing(checkpointer), contextlib.closing(writer):
+    with contextlib.closing(checkpointer), contextlib.closing(writer), contextlib.closing(batches):
         for phase in phases:
-            if optimizer.PHASES.index(phase) < optimizer.PHASES.index(begun):
+            if is_before(phase, begun):
                 continue
             if phase != begun:
                 state = start_phase(config, phase, steps_per_epoch, before=state)
             state = run_phase(run, phase, state, batches)
+
+
+def is_before(phase: str, other: str) -> bool:
+    """Whether `phase` runs before the phase `other`."""
+    return optimizer.PHASES.index(phase) < optimizer.PHASES.index(other)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +131,7 @@ def run_phase(run: Run, phase: str, state: TrainState, batches: DatasetIterator)
     first = int(state.phase_step)
     offset = int(state.step) - first
     if first >= num_steps:
+        print(f"Phase {phase} is finished.")
         return state
     train_step = steps.make_train_step(config, phase, run.steps_per_epoch)
     eval_step = steps.make_eval_step(config, phase)

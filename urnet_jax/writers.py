@@ -31,14 +31,18 @@ class MetricWriter:
         self._file = path.open("a")
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """Writes `values` (numbers and strings) of a `kind` (train, eval) at a step."""
+        """Writes `values` (numbers and strings) of a `kind` (train, eval) at a step.
+
+        JSON knows no NaN, which the loss of a diverged network is: such a number becomes null.
+        """
+        values = {name: _finite_or_none(value) for name, value in values.items()}
         self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         self._file.flush()
         if self._events is None:
             return
         suffix = f"_at_{values['scale']:g}" if kind == "eval" else ""
         for name, value in values.items():
-            if isinstance(value, int | float) and math.isfinite(value):
+            if isinstance(value, int | float):
                 self._events.add_scalar(f"{kind}/{name}{suffix}", value, step)
         self._events.flush()
 
@@ -74,8 +78,12 @@ def _open_tensorboard(workdir: epath.PathLike, resume_step: int) -> Any:
     return tensorboardX.SummaryWriter(str(folder), purge_step=resume_step + 1)
 
 
+def _finite_or_none(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _step(line: str) -> float:
     try:
         return json.loads(line)["step"]
-    except (ValueError, KeyError):  # A line that a kill cut short.
+    except (ValueError, KeyError, TypeError):  # A line that a kill cut short.
         return math.inf

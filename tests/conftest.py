@@ -1,0 +1,77 @@
+"""For tests that train: a compilation cache that all processes share, and one finished run."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+# Before JAX is imported: the many small runs of these tests then compile each program once.
+_CACHE = tempfile.TemporaryDirectory(prefix="urnet_jax_compiled_")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE.name)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+TINY = {
+    "model.depth": 8,
+    "pretrain.epochs": 0.5,  # 11 steps
+    "gates.epochs": 0.3,  # 7
+    "joint.epochs": 0.5,  # 11
+    "eval.every_epochs": 0.2,  # 4
+    "eval.scales": (0.2, 1.0),
+    "checkpoint.every_epochs": 0.1,  # 2
+    "log.every_steps": 3,
+}
+"""Fields in which the tests' runs on digits differ from configs/digits.py."""
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., Any]:
+    """Gives the config of a run of seconds; `tiny({"joint.epochs": 0.0})` changes it further."""
+    from urnet_jax import config as config_lib
+
+    def make(fields: dict[str, Any] | None = None) -> Any:
+        config = config_lib.load("digits")
+        config.update_from_flattened_dict(TINY | (fields or {}))
+        return config
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_flags() -> list[str]:
+    """The flags with which train.py runs `tiny`."""
+    text = {name: str(value).strip("()").replace(" ", "") for name, value in TINY.items()}
+    return ["--config=digits", *(f"--config.{name}={value}" for name, value in text.items())]
+
+
+@pytest.fixture(scope="session")
+def start() -> Callable[..., subprocess.Popen[str]]:
+    """Starts train.py or evaluate.py with arguments, in the folder `cwd`."""
+
+    def popen(script: str, *arguments: str, cwd: pathlib.Path) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / script), *arguments],
+            cwd=cwd,
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return popen
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, start, tiny_flags) -> pathlib.Path:
+    """The workdir of a run of `tiny` from the command line; copy it before changing anything."""
+    folder = tmp_path_factory.mktemp("finished")
+    with start("train.py", "--workdir=run", *tiny_flags, cwd=folder) as process:
+        printed, errors = process.communicate()
+    assert process.returncode == 0, errors
+    (folder / "printed.txt").write_text(printed)
+    return folder / "run"

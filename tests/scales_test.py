@@ -1,0 +1,40 @@
+import jax
+import numpy as np
+import pytest
+
+from urnet_jax.scales import draw_scale
+
+KEY = jax.random.key(0)
+
+
+@pytest.mark.parametrize("draw", ["sample", "step"])
+def test_scales_lie_in_their_range(draw):
+    scale = np.asarray(draw_scale(KEY, 0.2, 0.9, draw, 1000))
+    assert scale.shape == (1000,) and scale.dtype == np.float32
+    assert scale.min() >= 0.2 and scale.max() <= 0.9
+
+
+def test_per_sample_scales_are_uniform():
+    scale = np.sort(np.asarray(draw_scale(KEY, 0.2, 0.9, "sample", 10_000)))
+    # Kolmogorov-Smirnov: beyond 1.95 / sqrt(n) once in a thousand keys.
+    distance = np.abs((scale - 0.2) / 0.7 - (np.arange(10_000) + 0.5) / 10_000).max()
+    assert distance < 0.0195
+    assert len(np.unique(scale)) > 9_900
+
+
+def test_per_step_scales_are_one_for_the_batch_and_uniform_over_steps():
+    scales = jax.vmap(lambda key: draw_scale(key, 0.2, 0.9, "step", 3))(jax.random.split(KEY, 2000))
+    scales = np.asarray(scales)
+    np.testing.assert_array_equal(scales, scales[:, :1].repeat(3, axis=1))
+    distance = np.abs((np.sort(scales[:, 0]) - 0.2) / 0.7 - (np.arange(2000) + 0.5) / 2000).max()
+    assert distance < 1.95 / 2000**0.5
+
+
+def test_equal_bounds_fix_the_scale():
+    np.testing.assert_array_equal(draw_scale(KEY, 0.5, 0.5, "sample", 4), np.full(4, 0.5))
+
+
+def test_the_key_decides():
+    first, again, other = (draw_scale(jax.random.key(n), 0.0, 1.0, "sample", 8) for n in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert not np.any(np.asarray(first) == np.asarray(other))
