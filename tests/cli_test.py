@@ -1,10 +1,14 @@
+import json
 import os
 import pathlib
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
+import numpy as np
+import pandas as pd
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -142,3 +146,92 @@ def test_commands_for_own_data_are_as_documented(tmp_path: pathlib.Path):
             text=True,
         )
         assert done.stdout.startswith("runs/flowers 0 flowers DATA_DIR True\n"), done.stderr
+
+
+def contents(folder: pathlib.Path) -> dict[str, bytes]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_evaluate_needs_only_the_workdir(finished, start, tmp_path):
+    shutil.copytree(finished, tmp_path / "moved")
+    flags = ["--workdir=moved", "--scales=1,0.2,0.6", "--split=train", "--output=out/tables"]
+    with start("evaluate.py", *flags, cwd=tmp_path) as process:
+        printed, errors = process.communicate()
+    assert (process.returncode, errors) == (0, "")
+    assert contents(tmp_path / "moved") == contents(finished)
+
+    out = tmp_path / "out" / "tables"
+    names = ["eval.csv", "eval.json", "eval_samples.npz", "top1_vs_flops.png", "block_usage.png"]
+    assert {path.name for path in out.iterdir()} == set(names)
+    assert [line.rsplit("/")[-1] for line in printed.splitlines()[-5:]] == names
+    for name in names[3:]:
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
+
+    table = pd.read_csv(out / "eval.csv")
+    assert table["scale"].tolist() == [0.2, 0.6, 1.0]
+    assert set(table["examples"]) == {1437}
+    record = json.loads((out / "eval.json").read_text())
+    assert (record["split"], record["phase"], record["step"]) == ("train", "joint", 29)
+    pd.testing.assert_frame_equal(pd.DataFrame(record["rows"]), table)
+    with np.load(out / "eval_samples.npz") as samples:
+        blocks, flops = samples["gates"].sum(axis=2), samples["flops"]
+        correct = (samples["predictions"] == samples["labels"]).sum(axis=1)
+        index = samples["index"]
+    np.testing.assert_array_equal(np.sort(index), np.arange(1437))
+    np.testing.assert_array_equal(table["correct"], correct)
+    for name, values in [("blocks", blocks), ("flops", flops)]:
+        np.testing.assert_allclose(table[f"{name}_mean"], values.mean(axis=1), rtol=1e-12)
+        np.testing.assert_allclose(table[f"{name}_std"], values.std(axis=1), rtol=1e-6)
+    np.testing.assert_array_equal(table["blocks_min"], blocks.min(axis=1))
+    np.testing.assert_array_equal(table["blocks_max"], blocks.max(axis=1))
+    np.testing.assert_allclose(table["usage_mean"], blocks.mean(axis=1) / 3)
+    np.testing.assert_allclose(table["flops_share"], flops.mean(axis=1) / table["flops_full"])
+
+
+LATE = {
+    "evaluate an empty folder": (
+        ["evaluate.py", "--workdir=empty"],
+        "The workdir empty holds no checkpoint; train there first",
+    ),
+    "evaluate a damaged checkpoint": (
+        ["evaluate.py", "--workdir=damaged"],
+        "damaged/checkpoints/29 cannot be read (state/manifest.ocdbt is missing)",
+    ),
+    "go on from a damaged checkpoint": (
+        ["train.py", "--workdir=damaged"],
+        "damaged/checkpoints/29 cannot be read (state/manifest.ocdbt is missing)",
+    ),
+    "go on with another network": (
+        ["train.py", "--workdir=run", "--config.model.depth=14"],
+        "the config asks for another (depth 14, not 8)",
+    ),
+    "begin from an empty folder": (
+        ["train.py", "--workdir=new", "--config.gates.init_from=empty"],
+        "gates.init_from is empty, which holds no checkpoint",
+    ),
+    "train on data that are not there": (
+        ["train.py", "--workdir=new", "--config.data.name=cifar10", "--config.data.dir=empty"],
+        "data.dir 'empty' holds no prepared cifar10",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LATE)
+def test_input_that_only_files_show_to_be_wrong_is_one_sentence(
+    case, finished, start, tiny_flags, tmp_path
+):
+    (script, *arguments), words = LATE[case]
+    (tmp_path / "empty").mkdir()
+    for name in ("run", "damaged"):
+        shutil.copytree(finished, tmp_path / name)
+    (tmp_path / "damaged" / "checkpoints" / "29" / "state" / "manifest.ocdbt").unlink()
+    before = contents(tmp_path)
+    flags = [*tiny_flags, *arguments] if script == "train.py" else arguments
+    with start(script, *flags, cwd=tmp_path) as process:
+        printed, errors = process.communicate(timeout=180)  # a search on the network takes longer
+    assert (process.returncode, printed) == (2, "")
+    assert errors.startswith("error: ") and errors.count("\n") == 1
+    assert words in errors
+    assert contents(tmp_path) == before
+    assert not (tmp_path / "new").exists()

@@ -305,7 +305,7 @@ def test_own_data_is_trained_and_evaluated_on(own):
 
 
 def test_own_data_is_cropped_at_random_as_it_streams(own):
-    whole = data_lib.open_split(own, "train")
+    whole: Any = data_lib.open_split(own, "train")
     data = own.copy_and_resolve_references()
     data.update(augment="random_resized_crop", image_size=7)
     split = data_lib.open_split(data, "train")

@@ -76,7 +76,7 @@ def test_killed_and_started_again_equals_uninterrupted(finished, tmp_path, start
         with start("train.py", "--workdir=run", *tiny_flags, cwd=tmp_path) as process:
             while max(saved_steps(workdir), default=0) < seen:
                 assert process.poll() is None, process.communicate()
-                time.sleep(0.001)
+                time.sleep(0.02)
             process.kill()
         assert process.returncode == -signal.SIGKILL
         meta = newest(workdir)
