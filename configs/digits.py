@@ -19,11 +19,11 @@ def get_config() -> ml_collections.ConfigDict:
     data.num_classes = 0  # of data of your own; 0: as many as the named dataset has
     data.dir = ""  # a prepared TFDS data_dir; the embedded digits need none
     data.image_size = 8  # pixels; what the network sees
-    data.batch_size = 64  # of one step, over all devices
+    data.batch_size = 64  # of one step
     data.augment = "crop"  # none, crop (pad and crop), crop_flip, or random_resized_crop
     data.crop_padding = 1  # pixels on each side before a crop
     data.workers = 0  # processes that decode; 0 decodes in threads of this process
-    data.threads = 8  # threads that decode and batch ahead
+    data.threads = 8  # threads that decode, where images are not held in memory
 
     config.model = model = ml_collections.ConfigDict()
     model.family = "cifar"  # cifar (3x3 stem, three stages), imagenet (7x7 stem, four stages)
@@ -47,8 +47,8 @@ def get_config() -> ml_collections.ConfigDict:
     scale.max = 1.0
     scale.draw = "sample"  # per sample, or per step
     scale.loss = "sample"  # the scale loss is taken per sample, or on the batch mean
-    # Weight of the scale loss (equation 5). The paper, with six times as many blocks and twenty
-    # times as many epochs, takes 2.
+    # Weight of the scale loss (equation 5). The paper, with six times as many blocks and many
+    # more epochs, takes 2.
     scale.beta = 4.0
 
     # The three phases run one after another; a phase of 0 epochs is left out.
@@ -83,10 +83,11 @@ def phase(*, epochs: float, learning_rate: float) -> ml_collections.ConfigDict:
     section.schedule = "cosine"  # cosine, step (x step_factor at each of step_fractions), constant
     section.step_fractions = (0.5, 0.75)  # of the phase's length
     section.step_factor = 0.1
-    section.warmup_epochs = 1.0  # linear, from 0
+    section.warmup_epochs = 1.0  # linear; at most half of the phase
     section.gate_learning_rate_factor = 1.0  # gates learn this many times faster than the backbone
     section.momentum = 0.9  # Nesterov
     section.weight_decay = 5e-4  # of kernels; norms, biases and gates are spared
     section.clip_norm = 1.0  # of the global gradient; 0: no clipping
-    section.ema_decay = 0.0  # 0: no average; else evaluation uses averaged parameters
+    section.ema_decay = 0.0  # 0: no average; else evaluation uses averaged parameters, with
+    # BatchNorm statistics that are not averaged
     return section

@@ -10,7 +10,7 @@ beta = 4, S in [0.2, 1] drawn per step, r = 16, 5 epochs of gates and 15 of all,
 divided by 10 every 30 epochs. To start from a plain network that is trained already, add
 --config.pretrain.epochs=0 --config.gates.init_from=WORKDIR.
 
-Not run here. Hardware: meant for several GPUs or a TPU slice. Time: not measured; 110 epochs.
+Not run here. Hardware: meant for an accelerator. Time: not measured; 110 epochs.
 Expected: not known here; the paper reports the baseline's accuracy at about 80 % of the network
 and about 1 % less at 65 % of the computation.
 """
@@ -27,11 +27,11 @@ def get_config() -> ml_collections.ConfigDict:
     data.num_classes = 0  # of data of your own; 0: as many as the named dataset has
     data.dir = ""  # a prepared TFDS data_dir: --config.data.dir=DIR
     data.image_size = 224  # pixels; what the network sees
-    data.batch_size = 256  # of one step, over all devices
+    data.batch_size = 256  # of one step
     data.augment = "random_resized_crop"  # none, crop, crop_flip, or random_resized_crop
     data.crop_padding = 0  # pixels on each side before a crop; unused by random_resized_crop
     data.workers = 8  # processes that decode; 0 decodes in threads of this process
-    data.threads = 16  # threads that decode and batch ahead
+    data.threads = 16  # threads that decode, where images are not held in memory
 
     config.model = model = ml_collections.ConfigDict()
     model.family = "imagenet"  # cifar (3x3 stem, three stages), imagenet (7x7 stem, four stages)
@@ -85,12 +85,13 @@ def pretrain(*, epochs: float) -> ml_collections.ConfigDict:
     section.schedule = "step"  # cosine, step (x step_factor at each of step_fractions), constant
     section.step_fractions = (1 / 3, 2 / 3)  # of the phase's length
     section.step_factor = 0.1
-    section.warmup_epochs = 5.0  # linear, from 0
+    section.warmup_epochs = 5.0  # linear; at most half of the phase
     section.gate_learning_rate_factor = 1.0  # gates learn this many times faster than the backbone
     section.momentum = 0.9  # Nesterov
     section.weight_decay = 1e-4  # of kernels; norms, biases and gates are spared
     section.clip_norm = 0.0  # of the global gradient; 0: no clipping
-    section.ema_decay = 0.0  # 0: no average; else evaluation uses averaged parameters
+    section.ema_decay = 0.0  # 0: no average; else evaluation uses averaged parameters, with
+    # BatchNorm statistics that are not averaged
     return section
 
 

@@ -31,7 +31,7 @@ def section(**fields: Any) -> Config:
 
 def rates(steps: list[int], **fields: Any) -> list[float]:
     schedule = optimizer.make_schedule(section(**fields), STEPS_PER_EPOCH)
-    return [float(schedule(step)) for step in steps]
+    return [float(np.asarray(schedule(step))) for step in steps]
 
 
 @functools.cache

@@ -22,7 +22,7 @@ NUM_STEPS = 6
 # order of the data, augmentation, initial weights, draws of S and of gates, network, optimiser.
 # Moved on purpose, put the new numbers here and say so in the change; moved by surprise, find out
 # which of these it was before anything else.
-JOINT_LOSSES = [0.0, 0.0, 0.0]
+JOINT_LOSSES = [2.634685, 2.678873, 2.587197]
 
 
 def small_config(depth: int = 8, **overrides: Any) -> Config:
@@ -40,7 +40,7 @@ def small_config(depth: int = 8, **overrides: Any) -> Config:
 
 
 @functools.cache
-def batches() -> list[dict[str, np.ndarray]]:
+def batches() -> list[Any]:
     config = small_config()
     split = data.open_split(config.data, "train")
     stream = iter(data.train_batches(split, config.data, seed=0))
@@ -127,7 +127,11 @@ def test_pretrain_runs_every_block_and_ignores_the_scale(pretrain: Run):
 
 
 def test_pretrain_learns(pretrain: Run):
-    assert pretrain.metrics[-1]["loss"] < pretrain.metrics[0]["loss"] - 0.2
+    now, losses = jax.tree.map(jnp.copy, pretrain.states[-1]), []
+    for batch in batches() * 4:
+        now, metrics = pretrain.step(now, batch)
+        losses.append(float(metrics.compute()["loss"]))
+    assert np.mean(losses[-NUM_STEPS:]) < pretrain.metrics[0]["loss"] - 0.5
 
 
 def test_the_phase_gates_moves_nothing_but_gates(gates: Run):
@@ -209,7 +213,8 @@ def test_a_step_is_a_function_of_state_and_batch(joint: Run):
 
 
 def test_the_step_number_changes_the_draws(joint: Run):
-    later = joint.states[0].replace(step=jnp.asarray(101, jnp.int32))
+    begun: Any = joint.states[0]
+    later = begun.replace(step=jnp.asarray(101, jnp.int32))
     _, metrics = joint.step(jax.tree.map(jnp.copy, later), batches()[0])
     assert float(metrics.compute()["scale"]) != joint.metrics[0]["scale"]
 
@@ -242,7 +247,7 @@ def test_evaluation_has_hard_gates_at_each_samples_scale(joint: Run, tested: Any
     )
     images = (jnp.asarray(tested["image"], jnp.float32) / 255 - 0.3054) / 0.376
     graph = state.network_graph(joint.config)
-    logits, expected, _ = state.apply(graph, after.ema_params, after.batch_stats, images, scale)
+    logits, expected, _ = state.apply(graph, after.eval_params, after.batch_stats, images, scale)
     assert np.isin(found["gates"], (0, 1)).all()
     np.testing.assert_array_equal(found["gates"], expected)
     np.testing.assert_array_equal(found["prediction"], np.argmax(logits, axis=1))

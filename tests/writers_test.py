@@ -76,7 +76,7 @@ def test_reading_where_nothing_was_written(tmp_path):
 
 def scalars(workdir: pathlib.Path) -> list[tuple[str, int, float]]:
     """Tag, step and value of every scalar in TensorBoard's files, by TFRecord's framing."""
-    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
     found = []
     for path in sorted((workdir / "tensorboard").iterdir()):

@@ -91,6 +91,8 @@ class Architecture:
             raise ValueError(
                 f"model.shortcut is {self.shortcut!r}; ImageNet ResNets use projections: set 'B'."
             )
+        if self.width < 1:
+            raise ValueError(f"model.width is {self.width}; expected at least 1 channel.")
         narrowest = self.stages[0].in_channels
         if self.gated and not 1 <= self.gate_reduction <= narrowest:
             raise ValueError(

@@ -53,7 +53,7 @@ class Checkpointer:
 
     def __init__(self, workdir: epath.PathLike, *, keep: int | None = None) -> None:
         """Opens `workdir` (which need not exist yet) and keeps the `keep` newest checkpoints."""
-        self.directory = epath.Path(workdir).resolve() / FOLDER
+        self.directory = _folder(workdir)
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
@@ -141,6 +141,12 @@ class Checkpointer:
         )
 
 
+def _folder(workdir: epath.PathLike) -> epath.Path:
+    # Orbax wants absolute paths, and gs://bucket/run is one already.
+    path = epath.Path(workdir)
+    return (path if "://" in str(workdir) else path.resolve()) / FOLDER
+
+
 def _write_checksums(folder: epath.Path) -> None:
     """Records the checkpoint's files: Orbax itself reads a changed byte as if it were right."""
     sums = {str(path.relative_to(folder)): zlib.crc32(path.read_bytes()) for path in _files(folder)}
@@ -161,8 +167,8 @@ def check_workdir(workdir: epath.PathLike, config: Config) -> Meta | None:
     """What the newest checkpoint of `workdir` says, if there is one and `config` can go on from it.
 
     Raises:
-      UserError: it is of another dataset or network, or of another optimiser in the phase that it
-        is in.
+      UserError: it is of another dataset, network, batch size or seed, or of another optimiser
+        in the phase that it is in.
     """
     found = newest_meta(workdir)
     if found is None:
@@ -174,6 +180,13 @@ def check_workdir(workdir: epath.PathLike, config: Config) -> Meta | None:
             f"{where} network for {found.config.data.name}, and the config asks for "
             f"{config.data.name}: {advice}"
         )
+    for section, name in (("data", "batch_size"), ("", "seed")):
+        before, now = (c[section][name] if section else c[name] for c in (found.config, config))
+        if before != now:
+            raise UserError(
+                f"{where} run with {name} {before}, and the config asks for {now}, which would "
+                f"train on other examples from here on: {advice}"
+            )
     asked, held = config_lib.architecture(config), config_lib.architecture(found.config)
     if differing := _differences(asked, held):
         raise UserError(
@@ -227,7 +240,7 @@ def _structure(config: Config, meta: Meta) -> Any:
 
 def newest_meta(workdir: epath.PathLike) -> Meta | None:
     """What the newest checkpoint of `workdir` says of itself, None where there is none."""
-    if not (epath.Path(workdir).resolve() / FOLDER).exists():
+    if not _folder(workdir).exists():
         return None
     checkpointer = Checkpointer(workdir)
     try:

@@ -57,6 +57,9 @@ def _told_to_the_user() -> Iterator[None]:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nInterrupted: the same command goes on from the last checkpoint.", file=sys.stderr)
+        sys.exit(130)
 
 
 @_told_to_the_user()

@@ -77,7 +77,7 @@ _NOT_NEGATIVE = Field(float, low=0)
 _SHARE = Field(float, low=0, high=1)
 
 _PHASE = {
-    "epochs": _NOT_NEGATIVE,
+    "epochs": Field(float, low=0, high=1e5),
     "init_from": _TEXT,
     "learning_rate": _NOT_NEGATIVE,
     "final_learning_rate": _NOT_NEGATIVE,
@@ -219,8 +219,12 @@ def load(path_or_name: str) -> Config:
         code = compile(file.read_text(encoding="utf-8"), str(file), "exec")
     except (SyntaxError, ValueError) as error:
         raise UserError(f"config {path_or_name} is not valid Python: {error}.") from error
-    exec(code, namespace)
-    config = namespace.get("get_config", lambda: None)()
+    try:
+        exec(code, namespace)
+        config = namespace.get("get_config", lambda: None)()
+    except Exception as error:  # The user's own code may raise anything.
+        said = f"{type(error).__name__}: {error}"
+        raise UserError(f"config {path_or_name} cannot be run ({said}); correct it.") from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"config {path_or_name} has no get_config() that returns a ConfigDict.")
     # A field's type at loading decides what an override may be: 30 must not shut out 0.5.

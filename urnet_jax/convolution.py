@@ -27,7 +27,10 @@ def conv_general_dilated(
     padding: Any,
     **settings: Any,
 ) -> Float[Array, "B h2 w2 D"]:
-    """`jax.lax.conv_general_dilated` with another weight gradient on CPU; for `nnx.Conv`."""
+    """`jax.lax.conv_general_dilated` with another weight gradient on CPU; for `nnx.Conv`.
+
+    Differentiable in reverse mode only.
+    """
     static = (tuple(window_strides), _hashable(padding), tuple(sorted(settings.items())))
     return _conv(lhs, rhs, static)
 

@@ -28,8 +28,13 @@ class ConditionalGate(nnx.Module):
         """
         hidden = max(1, channels // reduction)
         he_normal = nnx.initializers.he_normal()
-        self.fc1 = nnx.Linear(2 * channels, hidden, kernel_init=he_normal, rngs=rngs)
-        self.fc2 = nnx.Linear(hidden, 1, bias_init=nnx.initializers.constant(bias), rngs=rngs)
+        # Highest precision: a TPU's default rounds to bfloat16, and the step is hard.
+        self.fc1 = nnx.Linear(
+            2 * channels, hidden, kernel_init=he_normal, precision="highest", rngs=rngs
+        )
+        self.fc2 = nnx.Linear(
+            hidden, 1, bias_init=nnx.initializers.constant(bias), precision="highest", rngs=rngs
+        )
 
     def __call__(
         self, features: Float[Array, "B H W C"], scale: Float[Array, " B"]

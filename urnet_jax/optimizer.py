@@ -52,8 +52,10 @@ def make_schedule(section: Config, steps_per_epoch: float) -> optax.Schedule:
         alpha = section.final_learning_rate / peak if peak else 0.0
         main = optax.cosine_decay_schedule(peak, rest, alpha)
     elif section.schedule == "step":
-        drops = {round(f * length) - warmup_steps: section.step_factor
-                 for f in section.step_fractions}  # fmt: skip
+        drops: dict[int, float] = {}
+        for fraction in section.step_fractions:
+            step = round(fraction * length) - warmup_steps
+            drops[step] = drops.get(step, 1.0) * section.step_factor
         main = optax.piecewise_constant_schedule(peak, drops)
     else:
         main = optax.constant_schedule(peak)

@@ -32,11 +32,16 @@ class PhaseProgress:
         )  # fmt: skip
         self._num_steps, self._line_at = num_steps, time.monotonic()
         self._collected: list[TrainMetrics] = []
+        self._previous: TrainMetrics | None = None
         self._due: tuple[int, int, list[TrainMetrics], float] | None = None
         self._clock = time.monotonic()
 
     def add(self, step: int, phase_step: int, metrics: TrainMetrics) -> None:
         """Takes the metrics of a step that was just dispatched."""
+        # One step may run while the next is prepared; more would only queue up on the device, and
+        # the clock would measure how fast steps are dispatched.
+        jax.block_until_ready(self._previous)
+        self._previous = metrics
         self._write_due()
         self._bar.update()
         self._collected.append(metrics)

@@ -22,7 +22,7 @@ from rich.table import Table
 
 import urnet_jax
 from urnet_jax import checkpoint, data, plots, steps, writers
-from urnet_jax.errors import UserError
+from urnet_jax.errors import UserError, make_folder
 from urnet_jax.evaluation import Evaluation, check_scales, evaluate, summarize
 
 
@@ -31,7 +31,7 @@ def print_table(summary: pd.DataFrame, title: str = "") -> None:
     unit, name = (1e9, "G") if summary["flops_full"].iloc[0] >= 1e9 else (1e6, "M")
     blocks = f"blocks used of {summary['blocks_total'].iloc[0]}\nmean ± std (min-max)"
     flops = f"FLOPs, {name}\nmean ± std"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for header in ("S", "top-1, %", blocks, flops, "of the full\nnetwork, %"):
         table.add_column(header, justify="right")
     rows: Iterable[Any] = summary.itertuples()
@@ -43,7 +43,9 @@ def print_table(summary: pd.DataFrame, title: str = "") -> None:
             f"{row.flops_mean / unit:.2f} ± {row.flops_std / unit:.2f}",
             f"{100 * row.flops_share:.1f}",
         )
-    Console().print(table)
+    console = Console()
+    console.print(title, soft_wrap=True, highlight=False)
+    console.print(table)
 
 
 def write(
@@ -72,7 +74,6 @@ def write(
         "device": {
             "platform": device.platform,
             "kind": device.device_kind,
-            "count": jax.device_count(),
             "cpu_cores": os.cpu_count(),
         },
         "versions": {m.__name__: m.__version__ for m in (urnet_jax, jax, flax)},
@@ -128,9 +129,8 @@ def evaluate_workdir(
     if batch_size < 0:
         raise UserError(f"batch_size is {batch_size}; expected at least 1, or 0 for the config's.")
     directory = epath.Path(output or workdir)
-    if directory.exists() and not directory.is_dir():
-        raise UserError(f"The output {directory} is a file; name a folder with --output.")
     meta, params, batch_stats = checkpoint.load_for_evaluation(workdir)
+    make_folder(directory, "--output")
     config = meta.config
     if data_dir:
         config.data.dir = data_dir
@@ -143,10 +143,11 @@ def evaluate_workdir(
         grid = (1.0,)
 
     eval_step = steps.make_eval_step(config, meta.phase)
-    batch_size = batch_size or config.eval.batch_size
+    batch_size = min(batch_size or config.eval.batch_size, opened.num_examples)
     evaluation = evaluate(eval_step, params, batch_stats, opened, config, grid, batch_size)
     about = {"dataset": opened.dataset, "split": split, "phase": meta.phase, "step": meta.step}
-    plain = plain_top1(workdir) if split == "test" and meta.phase != "pretrain" else None
+    grown_here = meta.phase != "pretrain" and not (config.gates.init_from or config.joint.init_from)
+    plain = plain_top1(workdir) if split == "test" and grown_here else None
     if plain is not None:
         about["plain_top1_percent"] = plain
     paths = write(evaluation, directory, about)

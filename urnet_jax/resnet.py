@@ -198,8 +198,15 @@ class ResNet(nnx.Module):
 
         Returns:
           Float32 logits and float32 gates, N blocks in network order; a plain network's are 1.
+
+        Raises:
+          ValueError: `scale` is not one S per image, or a key is needed and missing.
         """
         batch, num_blocks = images.shape[0], self.arch.num_blocks
+        if jnp.shape(scale) != (batch,):
+            raise ValueError(
+                f"scale has shape {jnp.shape(scale)}; expected one S per image, ({batch},)."
+            )
         if gates is None and not self.arch.gated:
             gates = jnp.ones((batch, num_blocks), jnp.float32)
         use_sigmoid = jnp.zeros((batch, num_blocks), bool)

@@ -62,7 +62,8 @@ def init_variables(config: Config) -> tuple[Tree, Tree]:
     """Initial params and batch_stats, from the config's seed alone."""
     # Each weight is drawn by its own unrolled generator: optimising that code takes far longer
     # than running it once.
-    compiler_options: Any = {"xla_backend_optimization_level": "0"}
+    on_cpu = jax.default_backend() == "cpu"
+    compiler_options: Any = {"xla_backend_optimization_level": "0"} if on_cpu else None
     return jax.jit(lambda: _variables(config), compiler_options=compiler_options)()
 
 
@@ -106,9 +107,14 @@ def begin_phase(
 
 
 def abstract_state(config: Config, phase: str, steps_per_epoch: float) -> TrainState:
-    """Shapes and dtypes of a phase's state, to restore a checkpoint into."""
+    """A phase's state in shapes and dtypes, on this machine's device, to restore into."""
 
     def build() -> TrainState:
         return begin_phase(*_variables(config), config, phase, steps_per_epoch)
 
-    return jax.eval_shape(build)
+    # Without a device of its own, a leaf would be asked for on the one that it was saved from.
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+        jax.eval_shape(build),
+    )

@@ -78,8 +78,11 @@ def make_train_step(config: Config, phase: str, steps_per_epoch: float) -> Train
         params = optimizer.join(moved, frozen)
         ema_params: Any = state.ema_params
         if ema_params is not None:
-            ema_params = optax.incremental_update(params, ema_params, 1 - section.ema_decay)
-        outputs["gradient_norm"] = optax.global_norm(grads)
+            # What the phase leaves alone is not averaged: the average of equals can round.
+            averaged: Any = optimizer.split_trained(ema_params, phase)[0]
+            averaged = optax.incremental_update(moved, averaged, 1 - section.ema_decay)
+            ema_params = optimizer.join(averaged, frozen)
+        outputs["gradient_norm"] = optax.tree.norm(grads)
         return TrainState(
             step=state.step + 1,
             phase_step=state.phase_step + 1,

@@ -14,7 +14,7 @@ from urnet_jax import config as config_lib
 from urnet_jax import state as state_lib
 from urnet_jax.checkpoint import Checkpointer, Meta
 from urnet_jax.config import Config
-from urnet_jax.errors import UserError
+from urnet_jax.errors import UserError, make_folder
 from urnet_jax.progress import PhaseProgress
 from urnet_jax.state import TrainState
 from urnet_jax.writers import MetricWriter
@@ -45,6 +45,7 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> None:
     steps_per_epoch = train_split.num_examples / config.data.batch_size
 
     # ---- Begin, or go on ----
+    make_folder(epath.Path(workdir) / checkpoint.FOLDER, "--workdir")
     checkpointer = Checkpointer(workdir, keep=config.checkpoint.keep)
     if found is None:
         begun, step = phases[0], 0

@@ -27,7 +27,9 @@ class MetricWriter:
         path = epath.Path(workdir) / FILE
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in lines if _step(line) <= resume_step]
-        path.write_text("".join(line + "\n" for line in kept))
+        temporary = path.with_name(f"{FILE}.tmp")
+        temporary.write_text("".join(line + "\n" for line in kept))
+        temporary.replace(path)
         self._file = path.open("a")
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
