@@ -211,9 +211,10 @@ def numpy_pad(x: np.ndarray, channels: int) -> np.ndarray:
     return out
 
 
-def eager(variables: Any, images: Any, scale: Any, gates: Any, train: bool) -> Any:
+def eager(variables: tuple, images: Any, scale: Any, gates: Any, train: bool) -> Any:
     """One operation at a time: a compiler may not fuse what must agree to the last bit."""
-    return state.apply(*variables, images, scale, gates=gates, train=train)
+    graph, params, stats = variables
+    return state.apply(graph, params, stats, images, scale, gates=gates, train=train)
 
 
 @each_mode
@@ -235,9 +236,9 @@ def test_open_gates_are_exactly_the_plain_network(name: str, train: bool):
 @each_shortcut
 def test_closed_gates_are_exactly_the_shortcut_path(name: str, train: bool):
     arch = ARCHS[name]
-    zeros = jnp.zeros((BATCH, arch.num_blocks))
-    logits, gates, _ = eager(network(arch), *inputs(arch), zeros, train)
-    expected, _ = Reference(arch, train)(*inputs(arch), gates="off")
+    (images, scale), zeros = inputs(arch), jnp.zeros((BATCH, arch.num_blocks))
+    logits, gates, _ = eager(network(arch), images, scale, zeros, train)
+    expected, _ = Reference(arch, train)(images, scale, gates="off")
     np.testing.assert_array_equal(logits, expected)
     np.testing.assert_array_equal(gates, zeros)
     assert np.ptp(np.asarray(logits), axis=0).min() > 0  # the images do reach the head
