@@ -237,7 +237,7 @@ def test_other_bad_input_is_one_sentence(workdir, tmp_path):
     for arguments, words in [
         ({"batch_size": -1}, "batch_size is -1"),
         ({"split": "validation"}, "split is 'validation'"),
-        ({"output": file}, "is a file"),
+        ({"output": file}, "cannot be made a folder"),
     ]:
         with pytest.raises(UserError, match=words):
             report.evaluate_workdir(workdir, **arguments)

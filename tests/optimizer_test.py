@@ -80,6 +80,9 @@ def test_steps_drop_at_their_fractions():
     found = rates([0, 24, 25, 99], schedule="step", step_fractions=(0.25,), step_factor=0.5,
                   warmup_epochs=0.0)  # fmt: skip
     assert found == pytest.approx([0.1, 0.1, 0.05, 0.05])
+    # Two fractions of a short phase may fall on one step, which then drops twice.
+    found = rates([4, 5], schedule="step", epochs=1.0, step_fractions=(0.48, 0.52))
+    assert found == pytest.approx([0.08, 0.001])
 
 
 def test_constant_stays():

@@ -311,6 +311,12 @@ def test_a_missing_key_is_an_error():
         compiled(ARCHS["B"], sigmoid_probability=0.5)()
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (BATCH, 1)])
+def test_scales_that_are_not_one_per_image_are_an_error(shape: tuple[int, ...]):
+    with pytest.raises(ValueError, match=rf"expected one S per image, \({BATCH},\)"):
+        compiled(ARCHS["A"])(scale=jnp.ones(shape))
+
+
 def test_scales_mix_in_a_batch():
     arch = ARCHS["A"]
     run, (images, scale) = compiled(arch), inputs(arch)

@@ -84,6 +84,7 @@ def pretrain(variables) -> Run:
 def gates() -> Run:
     """Two blocks to a stage; S and its loss as in the paper, once for the batch."""
     config = small_config(depth=14, scale__draw="step", scale__loss="batch", scale__beta=3.0)
+    config.gates.ema_decay = 0.9
     return train(config, "gates")
 
 
@@ -138,6 +139,8 @@ def test_the_phase_gates_moves_nothing_but_gates(gates: Run):
     moved, kept = changed(gates, "params")
     assert len(moved) == 6 * 4 and gates_among(moved) == moved and not gates_among(kept)
     assert not changed(gates, "batch_stats")[0]
+    averaged, _ = changed(gates, "ema_params")
+    assert averaged == moved
 
 
 def test_joint_moves_everything(joint: Run):
