@@ -3,8 +3,8 @@
     python train.py --config=configs/digits.py --workdir=runs/digits
     python evaluate.py --workdir=runs/digits
 
-Hardware: two CPU cores. Time: about a minute and a half. Expected: top-1 of about 98 % on the 360
-held-out images at S = 1, and at S = 0.3 within a point or two of it at half of the FLOPs.
+Hardware: two CPU cores. Time: about two minutes. Expected: top-1 of 99 % on the 360 held-out images
+at every S, with 88 % of the FLOPs at S = 1 and 41 % at S = 0.3; see results/digits.
 """
 
 import ml_collections

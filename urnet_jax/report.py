@@ -146,7 +146,8 @@ def evaluate_workdir(
     batch_size = min(batch_size or config.eval.batch_size, opened.num_examples)
     evaluation = evaluate(eval_step, params, batch_stats, opened, config, grid, batch_size)
     about = {"dataset": opened.dataset, "split": split, "phase": meta.phase, "step": meta.step}
-    grown_here = meta.phase != "pretrain" and not (config.gates.init_from or config.joint.init_from)
+    grown_here = config.model.gated and meta.phase != "pretrain"
+    grown_here = grown_here and not (config.gates.init_from or config.joint.init_from)
     plain = plain_top1(workdir) if split == "test" and grown_here else None
     if plain is not None:
         about["plain_top1_percent"] = plain

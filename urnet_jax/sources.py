@@ -74,7 +74,7 @@ def dataset(data: Any) -> Dataset:
         has another number of classes.
     """
     known = DATASETS.get(data.name)
-    num_classes = data.get("num_classes", 0)  # a run's config may be older than this field
+    num_classes = data.num_classes
     if known is None and data.name and num_classes:
         return Dataset(num_classes)
     if known is None:
