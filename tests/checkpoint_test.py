@@ -243,3 +243,11 @@ def test_init_from_must_be_a_run_of_the_same_network(finished, tiny, tmp_path):
     assert not (tmp_path / "new").exists()
     plain = tiny({"joint.init_from": str(finished), "model.gated": False})
     checkpoint.check_init_from(plain, "joint")
+
+
+def test_a_checkpoint_opens_on_another_kind_of_device(workdir, newest):
+    (newest / "checksums.json").unlink()
+    record = newest / "state" / "_sharding"  # where Orbax notes the device of every array
+    assert "cpu:0" in record.read_text()
+    record.write_text(record.read_text().replace("cpu:0", "cuda:0"))
+    assert checkpoint.load_for_evaluation(workdir)[0].step == 29
