@@ -157,12 +157,6 @@ def test_own_data_has_the_classes_it_is_said_to_have():
     config_lib.validate(digits(data__num_classes=10))
 
 
-def test_a_run_from_before_num_classes_keeps_its_network():
-    tree = config_lib.load("digits").to_dict()
-    del tree["data"]["num_classes"]
-    assert config_lib.architecture(ConfigDict(tree)) == config_lib.architecture(digits())
-
-
 def write(path: pathlib.Path, text: str) -> str:
     path.write_text(text)
     return str(path)
