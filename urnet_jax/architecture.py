@@ -5,11 +5,25 @@ from them, so neither can drift from the other.
 """
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
 Shortcut = Literal["A", "pool", "B"]
 
 BlockKind = Literal["basic", "bottleneck"]
+
+Execution = Literal["auto", "dense", "cond", "compact", "pieces"]
+"""How the blocks are run; the outputs are the same, to rounding.
+
+`dense`: every block for every sample, masked by the gates; the reference, and what training does.
+`cond`: a block is skipped where the whole batch skips it.
+`compact`: the samples that run a block are gathered, padded to the smallest of a few static
+capacities, and scattered back.
+`pieces`: the samples that run a block are gathered in pieces of a few static sizes that add up to
+them exactly, and scattered back.
+`auto`: what was fastest where it was measured, as `execution.choose` says.
+"""
+
+EXECUTIONS: tuple[str, ...] = get_args(Execution)
 
 IMAGENET_BLOCKS: dict[int, tuple[BlockKind, tuple[int, ...]]] = {
     18: ("basic", (2, 2, 2, 2)),

@@ -14,6 +14,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from urnet_jax import config as config_lib
+from urnet_jax.architecture import EXECUTIONS
 from urnet_jax.config import Config
 from urnet_jax.errors import UserError
 
@@ -44,6 +45,8 @@ def run_evaluate() -> None:
     --scales      each from 0 to 1, separated by commas (default: the run's eval.scales)
     --split       test (default) or train
     --batch_size  images at a time (default: the run's eval.batch_size)
+    --execution   how blocks that gates skip are left out (default: auto, what is fastest here);
+                  dense computes and masks them: the results are the same
     --data_dir    where the data lies now (default: the run's data.dir)
     --output      the folder for tables and plots (default: the workdir)
     """
@@ -93,6 +96,7 @@ def _parse_evaluate(argv: list[str]) -> tuple[float, ...] | None:
     flags.DEFINE_string("scales", None, "Scales S, separated by commas.")
     flags.DEFINE_enum("split", "test", ["test", "train"], "The split to evaluate on.")
     flags.DEFINE_integer("batch_size", 0, "Images at a time; 0: the run's.", lower_bound=0)
+    flags.DEFINE_enum("execution", "auto", EXECUTIONS, "How gated blocks are run.")
     flags.DEFINE_string("data_dir", "", "Where the data lies now.")
     flags.DEFINE_string("output", "", "The folder for tables and plots.")
     _parse(argv)
@@ -109,6 +113,7 @@ def _evaluate(scales: tuple[float, ...] | None) -> None:
         scales=scales,
         split=FLAGS.split,
         batch_size=FLAGS.batch_size,
+        execution=FLAGS.execution,
         data_dir=FLAGS.data_dir,
         output=FLAGS.output,
     )

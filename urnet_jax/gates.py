@@ -10,6 +10,11 @@ from jaxtyping import Array, Bool, Float
 GateDraw = Literal["gate", "sample", "step"]
 
 
+def pool(features: Float[Array, "B H W C"]) -> Float[Array, "B C"]:
+    """Global average pool: means over positions, in float32 whatever the features' dtype."""
+    return jnp.mean(features, axis=(1, 2), dtype=jnp.float32)
+
+
 class ConditionalGate(nnx.Module):
     """Scores one residual block from the features that enter it and the scale S.
 
@@ -40,7 +45,10 @@ class ConditionalGate(nnx.Module):
         self, features: Float[Array, "B H W C"], scale: Float[Array, " B"]
     ) -> Float[Array, " B"]:
         """The gate's logits, in float32 whatever the features' dtype."""
-        pooled = jnp.mean(features, axis=(1, 2), dtype=jnp.float32)
+        return self.score(pool(features), scale)
+
+    def score(self, pooled: Float[Array, "B C"], scale: Float[Array, " B"]) -> Float[Array, " B"]:
+        """The gate's logits from features that are pooled already."""
         asked = jnp.broadcast_to(scale[:, None].astype(jnp.float32), pooled.shape)
         hidden = nnx.relu(self.fc1(jnp.concatenate([pooled, asked], axis=-1)))
         return self.fc2(hidden)[:, 0]

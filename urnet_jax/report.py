@@ -22,6 +22,7 @@ from rich.table import Table
 
 import urnet_jax
 from urnet_jax import checkpoint, data, plots, steps, writers
+from urnet_jax.architecture import Execution
 from urnet_jax.errors import UserError, make_folder
 from urnet_jax.evaluation import Evaluation, check_scales, evaluate, summarize
 
@@ -109,6 +110,7 @@ def evaluate_workdir(
     scales: Sequence[float] | None = None,
     split: str = "test",
     batch_size: int = 0,
+    execution: Execution = "auto",
     data_dir: str | None = None,
     output: epath.PathLike | None = None,
 ) -> pd.DataFrame:
@@ -119,6 +121,7 @@ def evaluate_workdir(
       scales: the grid of S; by default the config's.
       split: `train` or `test`.
       batch_size: samples per step; 0 takes the config's.
+      execution: how gated blocks are run, see `architecture.Execution`.
       data_dir: where the dataset lies now; by default where the config says.
       output: folder of the files; by default the workdir.
 
@@ -142,10 +145,11 @@ def evaluate_workdir(
         print("This run is in phase pretrain, its gates untrained: evaluated once, all blocks on.")
         grid = (1.0,)
 
-    eval_step = steps.make_eval_step(config, meta.phase)
+    eval_step = steps.make_eval_step(config, meta.phase, execution)
     batch_size = min(batch_size or config.eval.batch_size, opened.num_examples)
     evaluation = evaluate(eval_step, params, batch_stats, opened, config, grid, batch_size)
     about = {"dataset": opened.dataset, "split": split, "phase": meta.phase, "step": meta.step}
+    about["execution"] = execution
     grown_here = config.model.gated and meta.phase != "pretrain"
     grown_here = grown_here and not (config.gates.init_from or config.joint.init_from)
     plain = plain_top1(workdir) if split == "test" and grown_here else None

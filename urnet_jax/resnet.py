@@ -14,9 +14,10 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from urnet_jax.architecture import Architecture, StageSpec
+from urnet_jax.architecture import Architecture, Execution, StageSpec
 from urnet_jax.convolution import conv_general_dilated
-from urnet_jax.gates import ConditionalGate, GateDraw, activate, draw_sigmoid
+from urnet_jax.execution import choose, run_block
+from urnet_jax.gates import ConditionalGate, GateDraw, activate, draw_sigmoid, pool
 
 Features = Float[Array, "B H W C"]
 
@@ -99,15 +100,23 @@ class Block(nnx.Module):
         return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (extra // 2, extra - extra // 2)))
 
     def __call__(
-        self, x: Features, scale: Float[Array, " B"], use_sigmoid: Bool[Array, " B"],
-        gate: Float[Array, " B"] | None, *, train: bool,
-    ) -> tuple[Features, Float[Array, " B"]]:  # fmt: skip
-        """The block's output and the gate that weighed F; a `gate` that is given is used as is."""
+        self, x: Features, pooled: Float[Array, "B C"] | None, scale: Float[Array, " B"],
+        use_sigmoid: Bool[Array, " B"], gate: Float[Array, " B"] | None, *, train: bool,
+        execution: Execution,
+    ) -> tuple[Features, Float[Array, "B D"] | None, Float[Array, " B"]]:  # fmt: skip
+        """The block's output, its means over positions, and the gate that weighed F.
+
+        A `gate` that is given is used as is. Means are only given and returned where the execution
+        carries them from block to block.
+        """
         if gate is None:
-            gate = activate(self.gate(x, scale), use_sigmoid)
+            logits = self.gate(x, scale) if pooled is None else self.gate.score(pooled, scale)
+            gate = activate(logits, use_sigmoid)
+        if execution in ("cond", "compact", "pieces"):
+            return *run_block(self, x, pooled, gate, execution), gate
         weight = gate[:, None, None, None].astype(x.dtype)
         residual = weight * self.residual(x, train=train)
-        return nnx.relu(self.shortcut_path(x, train=train) + residual), gate
+        return nnx.relu(self.shortcut_path(x, train=train) + residual), None, gate
 
 
 class Stage(nnx.Module):
@@ -130,27 +139,30 @@ class Stage(nnx.Module):
             self.body = stack(rngs)
 
     def __call__(
-        self, x: Features, scale: Float[Array, " B"], use_sigmoid: Bool[Array, "n B"],
-        gates: Float[Array, "n B"] | None, *, train: bool, unroll: bool,
-    ) -> tuple[Features, Float[Array, "n B"]]:  # fmt: skip
+        self, x: Features, pooled: Float[Array, "B C"] | None, scale: Float[Array, " B"],
+        use_sigmoid: Bool[Array, "n B"], gates: Float[Array, "n B"] | None, *, train: bool,
+        unroll: bool, execution: Execution,
+    ) -> tuple[Features, Float[Array, "B D"] | None, Float[Array, "n B"]]:  # fmt: skip
         """Runs the stage's n blocks; per-block quantities lead with the block axis."""
         first = None if gates is None else gates[0]
-        x, entry_gate = self.entry(x, scale, use_sigmoid[0], first, train=train)
+        settings: Any = {"train": train, "execution": execution}
+        x, pooled, entry_gate = self.entry(x, pooled, scale, use_sigmoid[0], first, **settings)
         if self.num_blocks == 1:
-            return x, entry_gate[None]
+            return x, pooled, entry_gate[None]
         graphdef, params, stats = nnx.split(self.body, nnx.Param, ...)
 
-        def run_block(x: Features, block: tuple) -> tuple[Features, tuple]:
+        def run_one(features: tuple, block: tuple) -> tuple[tuple, tuple]:
+            x, pooled = features
             params, stats, use_sigmoid, gate = block
             module = nnx.merge(graphdef, params, stats)
-            x, gate = module(x, scale, use_sigmoid, gate, train=train)
-            return x, (gate, nnx.state(module, nnx.BatchStat))
+            x, pooled, gate = module(x, pooled, scale, use_sigmoid, gate, **settings)
+            return (x, pooled), (gate, nnx.state(module, nnx.BatchStat))
 
         rest = None if gates is None else gates[1:]
         blocks = (params, stats, use_sigmoid[1:], rest)
-        x, (body_gates, stats) = lax.scan(run_block, x, blocks, unroll=unroll)
+        (x, pooled), (body_gates, stats) = lax.scan(run_one, (x, pooled), blocks, unroll=unroll)
         nnx.update(self.body, stats)
-        return x, jnp.concatenate([entry_gate[None], body_gates])
+        return x, pooled, jnp.concatenate([entry_gate[None], body_gates])
 
 
 class ResNet(nnx.Module):
@@ -182,6 +194,7 @@ class ResNet(nnx.Module):
         draw: GateDraw = "gate",
         gates: Float[Array, "B N"] | None = None,
         unroll: bool = False,
+        execution: Execution = "dense",
     ) -> tuple[Float[Array, "B K"], Float[Array, "B N"]]:
         """Logits and the gates that made them.
 
@@ -195,14 +208,19 @@ class ResNet(nnx.Module):
           gates: given, these are used instead of the network's own: 1 runs a block, 0 skips it.
           unroll: blocks of a stage one after another instead of in a loop: compiles longer; the
             backward pass is many times faster on CPU.
+          execution: how gated blocks are run, see `architecture.Execution`; training is `dense`.
 
         Returns:
           Float32 logits and float32 gates, N blocks in network order; a plain network's are 1.
 
         Raises:
-          ValueError: `scale` is not one S per image, or a key is needed and missing.
+          ValueError: `scale` is not one S per image, a key is needed and missing, or `execution`
+            is unknown or not for training.
         """
         batch, num_blocks = images.shape[0], self.arch.num_blocks
+        execution = choose(execution, batch)
+        if train and execution != "dense":
+            raise ValueError(f"execution is {execution!r} in training, which needs 'dense'.")
         if jnp.shape(scale) != (batch,):
             raise ValueError(
                 f"scale has shape {jnp.shape(scale)}; expected one S per image, ({batch},)."
@@ -220,15 +238,18 @@ class ResNet(nnx.Module):
         if self.arch.family == "imagenet":
             padding: Any = ((1, 1), (1, 1))
             x = nnx.max_pool(x, (3, 3), (2, 2), padding=padding)
+        pooled = pool(x) if gates is None and execution != "dense" else None
         used, start = [], 0
         for i, spec in enumerate(self.arch.stages):
             part = slice(start, start + spec.num_blocks)
             start = part.stop
             given = None if gates is None else gates[:, part].T
             stage = getattr(self, f"stage{i + 1}")
-            x, stage_gates = stage(
-                x, scale, use_sigmoid[:, part].T, given, train=train, unroll=unroll
-            )
+            x, pooled, stage_gates = stage(
+                x, pooled, scale, use_sigmoid[:, part].T, given,
+                train=train, unroll=unroll, execution=execution,
+            )  # fmt: skip
             used.append(stage_gates)
-        pooled = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
-        return self.fc(pooled), jnp.concatenate(used).T.astype(jnp.float32)
+        return self.fc(pool(x) if pooled is None else pooled), jnp.concatenate(used).T.astype(
+            jnp.float32
+        )

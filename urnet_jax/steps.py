@@ -10,9 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from urnet_jax import augment, optimizer, scales
+from urnet_jax.architecture import Execution
+from urnet_jax.compilation import compiler_options
 from urnet_jax.config import Config, architecture
 from urnet_jax.losses import cross_entropy, scale_loss
 from urnet_jax.metrics import TrainMetrics
@@ -92,7 +96,7 @@ def make_train_step(config: Config, phase: str, steps_per_epoch: float) -> Train
             ema_params=ema_params,
         ), TrainMetrics.single_from_model_output(**outputs)  # fmt: skip
 
-    return jax.jit(train_step, donate_argnums=0)
+    return jax.jit(train_step, donate_argnums=0, compiler_options=compiler_options())
 
 
 EvalStep = Callable[
@@ -101,10 +105,18 @@ EvalStep = Callable[
 ]
 
 
-def make_eval_step(config: Config, phase: str = "joint") -> EvalStep:
+def make_eval_step(
+    config: Config, phase: str = "joint", execution: Execution = "auto", mesh: Mesh | None = None
+) -> EvalStep:
     """The jitted evaluation of one batch at one S per sample, gates hard (p = 0).
 
     A network that is still in `pretrain` has untrained gates: it is evaluated with all blocks on.
+
+    Args:
+      config: the run's.
+      phase: that the weights come from.
+      execution: how gated blocks are run, see `architecture.Execution`.
+      mesh: of one axis `data` whose devices share the batch; each skips blocks for its own part.
 
     Returns:
       f(params, batch_stats, images, labels, scale) -> correct [B] (bool), prediction [B],
@@ -113,7 +125,6 @@ def make_eval_step(config: Config, phase: str = "joint") -> EvalStep:
     graph, num_blocks = network_graph(config), architecture(config).num_blocks
     gated = config.model.gated and phase != "pretrain"
 
-    @jax.jit
     def eval_step(
         params: Tree, batch_stats: Tree, images: Array, labels: Array, scale: Array
     ) -> dict[str, Array]:
@@ -121,6 +132,7 @@ def make_eval_step(config: Config, phase: str = "joint") -> EvalStep:
             graph, params, batch_stats,
             augment.normalize(images, *augment.normalization(config.data.name)), scale,
             gates=None if gated else jnp.ones((images.shape[0], num_blocks)),
+            execution=execution if gated else "dense",
         )  # fmt: skip
         prediction = logits.argmax(-1).astype(jnp.int32)
         return {
@@ -130,7 +142,14 @@ def make_eval_step(config: Config, phase: str = "joint") -> EvalStep:
             "gates": gates,
         }
 
-    return eval_step
+    if mesh is not None:
+        same, split = P(), P("data")
+        eval_step = jax.shard_map(
+            eval_step, mesh=mesh, in_specs=(same, same, split, split, split), out_specs=split,
+            # JAX cannot follow replication through loops that depend on each device's samples.
+            check_vma=False,
+        )  # fmt: skip
+    return jax.jit(eval_step, compiler_options=compiler_options())
 
 
 def use_unroll(config: Config) -> bool:
