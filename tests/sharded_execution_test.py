@@ -1,0 +1,74 @@
+"""Evaluation shared by the devices of a mesh, in a process of its own with four host devices."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+SCRIPT = """
+import json, sys
+import jax, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from urnet_jax import config as config_lib, state, steps
+
+config = config_lib.load("digits")
+config.model.update({"depth": 8, "width": 4, "gate_bias": 0.0})
+params, stats = state.init_variables(config)
+for n in (1, 2, 3):  # gates that open for S of about 0.5 or more
+    gate = params[f"stage{n}"]["entry"]["gate"]
+    channels, hidden = gate["fc1"]["kernel"].shape[0] // 2, gate["fc2"]["kernel"].shape[0]
+    gate["fc1"]["kernel"] = (0.1 * gate["fc1"]["kernel"]).at[channels:].set(1 / channels)
+    gate["fc2"] = {"kernel": np.full((hidden, 1), 1 / hidden, "f"), "bias": np.full(1, -0.5, "f")}
+rng = np.random.default_rng(0)
+images = rng.integers(0, 256, (16, 8, 8, 1), np.uint8)
+labels, scale = rng.integers(0, 10, 16), np.linspace(0, 1, 16, dtype=np.float32)
+scale[12:] = 0
+
+mesh = Mesh(jax.devices(), "data")
+same, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
+placed = (*jax.device_put((params, stats), same), *jax.device_put((images, labels, scale), split))
+step = steps.make_eval_step(config, execution=sys.argv[1], mesh=mesh)
+program = step.lower(*placed).compile()
+found = program(*placed)
+alone = steps.make_eval_step(config, execution="dense")(params, stats, images, labels, scale)
+json.dump({
+    "devices": len(jax.devices()),
+    "text": program.as_text(),
+    "split": all(value.sharding.is_equivalent_to(split, value.ndim) for value in found.values()),
+    "found": jax.tree.map(lambda value: np.asarray(value).tolist(), found),
+    "alone": jax.tree.map(lambda value: np.asarray(value).tolist(), alone),
+}, sys.stdout)
+"""
+COLLECTIVES = (
+    "all-gather", "all-reduce", "all-to-all", "collective-permute", "collective-broadcast",
+    "reduce-scatter",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("execution", ["compact", "pieces"])
+def test_each_device_skips_for_its_own_samples(execution: str, tmp_path: pathlib.Path):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", SCRIPT, execution],
+        cwd=tmp_path,
+        env=os.environ
+        | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "4"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["devices"] == 4 and result["split"]
+    assert not [name for name in COLLECTIVES if name in result["text"]]
+    found, alone = result["found"], result["alone"]
+    used = np.reshape(alone["gates"], (4, 4, 3)).sum(axis=1)  # of each device's samples
+    assert len(np.unique(used, axis=0)) > 1 and 0 < used.mean() < 4
+    for name in ("prediction", "correct", "gates"):
+        assert found[name] == alone[name]
+    np.testing.assert_allclose(found["loss"], alone["loss"], rtol=1e-5, atol=1e-5)
