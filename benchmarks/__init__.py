@@ -1,0 +1,1 @@
+"""Benchmarks: one command each, from the repository's root; results as JSON beside the device."""

@@ -1,0 +1,240 @@
+"""How the benchmarks measure, and what they record of the machine that they ran on."""
+
+import contextlib
+import datetime
+import itertools
+import json
+import os
+import pathlib
+import re
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+# Else JAX takes most of a GPU's memory, and PyTorch is to run beside it in the same process.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+import flax
+import jax
+import jaxlib
+import numpy as np
+from absl import flags
+from etils import epath
+
+import urnet_jax
+from urnet_jax.compilation import compiler_options
+from urnet_jax.errors import UserError
+
+SHORT_S = 0.02
+"""A case that takes less is called several times a round, after a call that is not timed."""
+
+MOST_CALLS = 20
+"""Timed calls of one case in one round, at most."""
+
+LONG_S = 1.0
+"""A case that takes longer is warm after one call."""
+
+
+def interleaved_times_ms(
+    cases: Mapping[str, Callable[[], Any]],
+    repeats: int,
+    *,
+    seed: int = 0,
+    after_round: Callable[[], Any] = lambda: None,
+) -> dict[str, np.ndarray]:
+    """Times cases in turn, so that a machine that slows down slows all of them alike.
+
+    Every round calls every case, in an order drawn anew. A first round, not timed, warms up. Where
+    a call is short, the first one of a turn is not timed either: the case before it has left its
+    own data in the caches, and possibly threads that still spin.
+
+    Args:
+      cases: by name, what to time; a call has to return only when its result is there.
+      repeats: timed rounds.
+      seed: of the orders.
+      after_round: called after every round, the first included.
+
+    Returns:
+      Milliseconds of a call, by case, one per round: the median of the round's calls.
+    """
+    calls = {}
+    for name, call in cases.items():
+        took = seconds(call)
+        took = took if took > LONG_S else seconds(call)
+        calls[name] = int(np.clip(SHORT_S / took, 1, MOST_CALLS))
+    after_round()
+    times: dict[str, list[float]] = {name: [] for name in cases}
+    rng = np.random.default_rng(seed)
+    for _ in range(repeats):
+        for name in rng.permutation(list(cases)):
+            if calls[name] > 1:
+                cases[name]()
+            timed = [seconds(cases[name]) for _ in range(calls[name])]
+            times[name].append(1e3 * float(np.median(timed)))
+        after_round()
+    return {name: np.array(values) for name, values in times.items()}
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    """Runs `call` once, and says how long that took."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+class OtherProcesses:
+    """What other processes take of the CPU: where it is much, times are not worth keeping.
+
+    PyTorch suffers most: its threads wait for each other in turns that a third process delays.
+    """
+
+    def __init__(self) -> None:
+        self._before = _cpu_seconds()
+
+    def busy_share(self) -> float | None:
+        """Their share of all cores' time since this object was made; None where it is unknown."""
+        if self._before is None or (now := _cpu_seconds()) is None:
+            return None
+        everyone, idle, own = (b - a for a, b in zip(self._before, now, strict=True))
+        return round(max(0.0, everyone - own) / max(everyone + idle, 1e-9), 3)
+
+
+def _cpu_seconds() -> tuple[float, float, float] | None:
+    """CPU seconds, busy and idle, of all processes, and those of this one."""
+    stat = pathlib.Path("/proc/stat")
+    if not stat.exists():
+        return None
+    ticks = [int(field) for field in stat.read_text().splitlines()[0].split()[1:9]]
+    idle, second = ticks[3] + ticks[4], os.sysconf("SC_CLK_TCK")
+    return (sum(ticks) - idle) / second, idle / second, time.process_time()
+
+
+def compile_timed(function: Callable, *args: Any, **jit: Any) -> tuple[Callable, float]:
+    """The function, compiled for these arguments, and the seconds that tracing and compiling took.
+
+    The seconds mean something only under `without_compilation_cache`. `jit` is passed to `jax.jit`.
+    """
+    start = time.perf_counter()
+    # JAX remembers what it traced by the function, so that every measurement needs a new one.
+    fresh = jax.jit(lambda *args: function(*args), compiler_options=compiler_options(), **jit)
+    compiled = fresh.lower(*args).compile()
+    return compiled, time.perf_counter() - start
+
+
+@contextlib.contextmanager
+def without_compilation_cache() -> Iterator[None]:
+    """JAX compiles what is asked for, whatever an earlier process left on the disk."""
+    before = jax.config.values["jax_enable_compilation_cache"]
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+
+
+def describe_device() -> dict[str, Any]:
+    """The device that JAX runs on: platform, kind, and the processor's name, cores and threads."""
+    device = jax.devices()[0]
+    return {
+        "platform": device.platform,
+        "kind": device.device_kind,
+        "processor": _processor(),
+        "cpu_cores": os.cpu_count(),
+        "threads": threads(),
+    }
+
+
+def threads() -> int:
+    """CPU threads that JAX uses, and that PyTorch is to use: one for every core it may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def device_slug(device: Mapping[str, Any]) -> str:
+    """A file name for `describe_device`'s answer, as cpu_amd_epyc_2_threads or nvidia_h100_pcie."""
+    name = device["kind"]
+    if device["platform"] == "cpu":
+        name = f"cpu {device['processor']} {device['threads']} threads"
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
+def describe_run() -> dict[str, Any]:
+    """The command, the day and the versions that a result comes from; PyTorch's if it is loaded."""
+    modules: list[Any] = [urnet_jax, jax, jaxlib, flax]
+    if "torch" in sys.modules:
+        modules.append(sys.modules["torch"])
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        "versions": {module.__name__: str(module.__version__) for module in modules},
+    }
+
+
+def write_json(path: epath.PathLike, record: Mapping[str, Any]) -> None:
+    """Writes an object, a line for every entry of its lists.
+
+    The file is replaced as a whole: an interruption leaves the old one or the new one.
+    """
+    lines = [f" {json.dumps(key)}: {_rows(value)}" for key, value in record.items()]
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.tmp"
+    temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    temporary.replace(path)
+
+
+def _rows(value: Any) -> str:
+    if not isinstance(value, list):
+        return json.dumps(_rounded(value), allow_nan=False)
+    rows = [json.dumps(_rounded(row), allow_nan=False) for row in value]
+    return "[\n" + ",\n".join(f"  {row}" for row in rows) + "\n ]"
+
+
+def _rounded(value: Any) -> Any:
+    """With numbers of eight digits, which is more than a clock gives."""
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.8g}") if isinstance(value, float) else value
+
+
+def parse_flags(values: flags.FlagValues, argv: list[str], doc: str) -> None:
+    """Reads the command line into `values`, or prints `doc` where help is asked for.
+
+    Raises:
+      UserError: an argument is unknown or not of its flag's kind.
+    """
+    if {"--help", "-help", "-h", "-?"} & set(argv):
+        print(doc.strip())
+        sys.exit(0)
+    try:
+        rest = values(argv)
+    except flags.Error as error:
+        raise UserError(f"{error}.") from error
+    if rest[1:]:
+        raise UserError(f"unexpected argument {rest[1]!r}; write every option as --name=value.")
+
+
+@contextlib.contextmanager
+def told_to_the_user() -> Iterator[None]:
+    """An input that is wrong ends the command with one sentence instead of a traceback."""
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nInterrupted: the same command goes on where it stopped.", file=sys.stderr)
+        sys.exit(130)
+
+
+def _processor() -> str:
+    info = pathlib.Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = itertools.chain(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
+        [os.uname().machine if hasattr(os, "uname") else "unknown"],
+    )
+    return next(names)
