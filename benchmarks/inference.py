@@ -225,8 +225,8 @@ def forward_rows(group: Group, values: flags.FlagValues) -> tuple[list[dict], di
     busy = others.busy_share()
     if busy is not None and busy > MOST_BUSY:
         notes["busy"] = (
-            f"other processes took {100 * busy:.0f} % of the CPU meanwhile, these times are not "
-            "worth keeping: measure again with --fresh when they are done"
+            f"other processes took {100 * busy:.0f} % of the CPU and these times are not worth "
+            "keeping; measure again with --fresh when they are done"
         )
     quartiles = [np.percentile(times[str(i)], (25, 50, 75)) for i in range(len(cases))]
     dense_ms = {

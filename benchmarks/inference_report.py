@@ -144,11 +144,15 @@ def plot(rows: Rows, title: str) -> Figure:
         Line2D([], [], color="0.25", marker=MARKERS[k], lw=0, label=f"{k} gates") for k in kinds
     ]
     if any(row["framework"] == "torch" for row in rows):
-        handles.append(
-            Line2D([], [], color="0.7", lw=1.2, label="PyTorch dropping blocks")
-        )
+        handles.append(Line2D([], [], color="0.7", lw=1.2, label="PyTorch dropping blocks"))
     handles.append(Line2D([], [], color="0.4", lw=1, ls="--", label="time follows FLOPs"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, 1 + columns), frameon=False, fontsize=9)
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=min(4, 1 + columns),
+        frameon=False,
+        fontsize=9,
+    )
     return figure
 
 
