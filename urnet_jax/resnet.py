@@ -250,6 +250,5 @@ class ResNet(nnx.Module):
                 train=train, unroll=unroll, execution=execution,
             )  # fmt: skip
             used.append(stage_gates)
-        return self.fc(pool(x) if pooled is None else pooled), jnp.concatenate(used).T.astype(
-            jnp.float32
-        )
+        logits = self.fc(pool(x) if pooled is None else pooled)
+        return logits, jnp.concatenate(used).T.astype(jnp.float32)
