@@ -321,7 +321,7 @@ def test_pieces_add_up_to_any_count(batch: int, data: st.DataObject):
         used += [size] * (left // size)
         left %= size
     assert sum(used) == count
-    assert len(used) <= count // execution.LARGEST_PIECE + 5
+    assert len(used) <= count // max(execution.PIECES) + 5
 
 
 @settings(deadline=None, derandomize=True)
@@ -380,6 +380,23 @@ def test_the_program_does_not_grow_with_depth(how: Execution):
         for depth in (20, 110)
     )
     assert 0 < shallow == deep
+
+
+def test_pieces_leave_all_convolutions_but_the_stem_in_their_loops():
+    """XLA computes what does not change in a loop before it, needed or not."""
+    name, batch = "A", 8
+    graph, params, stats = network(name)
+    gates = jnp.zeros((batch, 6))
+
+    def forward(params: Any, stats: Any, images: Any) -> Any:
+        inputs = images, jnp.zeros(batch)
+        return state.apply(graph, params, stats, *inputs, gates=gates, execution="pieces")[0]
+
+    images = jnp.zeros((batch, 9, 9, 3))
+    text = jax.jit(forward).lower(params, stats, images).compile().as_text()
+    outside = text[text.index("\nENTRY ") :]
+    assert " convolution(" in text[: text.index("\nENTRY ")]
+    assert outside.count(" convolution(") == 1
 
 
 def test_an_unknown_execution_is_an_error_that_names_the_known_ones():

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 NUM_CAPACITIES = 8
 """Capacities of `compact`, in equal steps up to the batch."""
 
-LARGEST_PIECE = 32
-"""Samples in the largest piece of `pieces`: larger ones were no faster on CPU."""
+PIECES = (32, 16, 8, 6, 4, 2, 1)
+"""Samples in the pieces of `pieces`, below the whole batch. On CPU larger ones were no faster, and
+of the sizes between the powers of two only 6 was worth its compile time."""
 
 Features: TypeAlias = Float[Array, "B H W C"]
 Pooled: TypeAlias = Float[Array, "B C"] | None
@@ -80,6 +81,10 @@ def run_block(
     def run(state: State, rows: Int[Array, " n"] | None = None) -> State:
         """Runs the block for the given samples, or for all; a gate of 0 changes nothing."""
         out, pooled = state
+        if shortcut is None and rows is not None and rows.size == gate.size:
+            # All samples, wherever they stand. An entry block moves them even so: else F would
+            # depend on nothing that changes in a loop, and XLA would compute it before the loop.
+            rows = None
         base = _take(out if shortcut is None else shortcut, rows)
         inputs = base if shortcut is None else _take(x, rows)
         weight = _take(gate, rows)[:, None, None, None].astype(x.dtype)
@@ -135,10 +140,7 @@ def _pieces(run: Run, state: State, active: Array) -> State:
 
         def body(carry: tuple[State, Array], size: int = size) -> tuple[State, Array]:
             state, done = carry
-            rows = None
-            if size < active.size:
-                rows = lax.dynamic_slice_in_dim(order, done, size)
-            return run(state, rows), done + size
+            return run(state, _take(order, done + jnp.arange(size))), done + size
 
         def fits(carry: tuple[State, Array], size: int = size) -> Array:
             return carry[1] + size <= count
@@ -161,6 +163,5 @@ def capacities(batch_size: int) -> tuple[int, ...]:
 
 
 def piece_sizes(batch_size: int) -> tuple[int, ...]:
-    """The sizes of `pieces`, descending: the batch, and powers of two down to one sample."""
-    powers = [2**n for n in range(LARGEST_PIECE.bit_length())]
-    return (batch_size, *sorted((n for n in powers if n < batch_size), reverse=True))
+    """The sizes of `pieces`, descending: the batch, and those of PIECES below it."""
+    return (batch_size, *(size for size in PIECES if size < batch_size))

@@ -156,12 +156,13 @@ class Stage(nnx.Module):
             params, stats, use_sigmoid, gate = block
             module = nnx.merge(graphdef, params, stats)
             x, pooled, gate = module(x, pooled, scale, use_sigmoid, gate, **settings)
-            return (x, pooled), (gate, nnx.state(module, nnx.BatchStat))
+            return (x, pooled), (gate, nnx.state(module, nnx.BatchStat) if train else None)
 
         rest = None if gates is None else gates[1:]
         blocks = (params, stats, use_sigmoid[1:], rest)
         (x, pooled), (body_gates, stats) = lax.scan(run_one, (x, pooled), blocks, unroll=unroll)
-        nnx.update(self.body, stats)
+        if train:
+            nnx.update(self.body, stats)
         return x, pooled, jnp.concatenate([entry_gate[None], body_gates])
 
 
