@@ -24,12 +24,11 @@ written when it is done: the same command goes on where it was stopped.
 """
 
 import dataclasses
+import functools
 import itertools
-import json
 import pathlib
 import re
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -42,18 +41,18 @@ from absl import flags
 from etils import epath
 from tqdm import tqdm
 
-from benchmarks import inference_cases, inference_report, timing
-from urnet_jax.errors import UserError, make_folder
+from benchmarks import inference_cases, inference_report, results, timing
+from urnet_jax.errors import UserError, told_to_the_user
 from urnet_jax.execution import EXECUTIONS
 
 TRAINED_SCALES = (0.2, 0.4, 0.6, 0.8, 1.0)
-MOST_BUSY = 0.05
 COMPILE_BATCH = 128
 COMPILATIONS = 3
+INTERRUPTED = "Interrupted: the same command goes on where it stopped."
 
 
 @dataclasses.dataclass(frozen=True)
-class Group:
+class Kind:
     """What is timed in turn and written together; `batch_size` 0 is that of the compile times."""
 
     network: str
@@ -66,7 +65,7 @@ class Group:
 
 def main(argv: Sequence[str]) -> None:
     """Runs the command line."""
-    with timing.told_to_the_user(), timing.without_compilation_cache():
+    with told_to_the_user(INTERRUPTED), timing.without_compilation_cache():
         run(parse(list(argv)))
 
 
@@ -109,53 +108,28 @@ def run(values: flags.FlagValues) -> epath.Path:
         from benchmarks import torch_networks
 
         torch_networks.device_name(jax.devices()[0].platform)
-    make_folder(values.output, "--output")
-    device, start = timing.describe_device(), time.monotonic()
-    path = epath.Path(values.output) / f"{timing.device_slug(device)}.json"
-    record: dict[str, Any] = {"device": device, "runs": [], "groups": [], "rows": []}
-    if path.exists():
-        record = json.loads(path.read_text())
-    about = timing.describe_run()
-    if about not in record["runs"]:
-        record["runs"].append(about)
-    for group in list(_groups(values)):
-        settings = _settings(values, group)
-        held = [g for g in record["groups"] if g["group"] == str(group)]
-        if held and held[0]["settings"] == settings and not values.fresh:
-            print(f"{group}: measured already; --fresh measures it again.")
-            continue
-        if time.monotonic() - start > values.time_limit_s:
-            print(f"--time_limit_s is over before {group}: the same command goes on from there.")
-            break
-        began = time.monotonic()
-        rows, notes = _measure(group, values)
-        number = record["runs"].index(about)
-        entry = {"group": str(group), "settings": settings, "run": number, "notes": notes}
-        machine = {"platform": device["platform"], "device": device["kind"]}
-        for row in rows:
-            row |= {**machine, "threads": device["threads"], "run": number}
-        record["groups"] = [g for g in record["groups"] if g["group"] != str(group)] + [entry]
-        record["rows"] = [r for r in record["rows"] if _group_of(r) != group] + rows
-        timing.write_json(path, record)
-        seconds = time.monotonic() - began
-        said = [f"{group}: {seconds:.0f} s", *(f"{k}: {v}" for k, v in notes.items())]
-        print("; ".join(said), flush=True)
+    path, record = results.measure(_groups(values), values)
     inference_report.print_table(record["rows"])
     print(path, *inference_report.write_plot(record, path.with_suffix(".png")), sep="\n")
     return path
 
 
-def _groups(values: flags.FlagValues) -> Iterator[Group]:
+def _groups(values: flags.FlagValues) -> Iterator[results.Group]:
+    for kind in _kinds(values):
+        yield str(kind), _settings(values, kind), functools.partial(_measure, kind, values)
+
+
+def _kinds(values: flags.FlagValues) -> Iterator[Kind]:
     if values.compile:
         for dtype in values.dtype:
-            yield Group("compile", COMPILE_BATCH, dtype)
+            yield Kind("compile", COMPILE_BATCH, dtype)
     for network, dtype, batch in itertools.product(
         values.networks, values.dtype, values.batch_sizes
     ):
-        yield Group(network, batch, dtype)
+        yield Kind(network, batch, dtype)
     if values.trained_workdir and _has_images(values):
         for dtype, batch in itertools.product(values.dtype, values.batch_sizes):
-            yield Group("trained", batch, dtype)
+            yield Kind("trained", batch, dtype)
 
 
 def _has_images(values: flags.FlagValues) -> bool:
@@ -173,61 +147,50 @@ def _has_images(values: flags.FlagValues) -> bool:
     return False
 
 
-def _settings(values: flags.FlagValues, group: Group) -> dict[str, Any]:
-    if group.network == "compile":
+def _settings(values: flags.FlagValues, kind: Kind) -> dict[str, Any]:
+    if kind.network == "compile":
         return {}
     settings = {"executions": values.executions, "repeats": values.repeats, "check": values.check}
     settings |= {"torch": values.torch, "torch_compile": values.torch and values.torch_compile}
-    if group.network == "trained":
+    if kind.network == "trained":
         return settings | {"workdir": values.trained_workdir, "usages": list(TRAINED_SCALES)}
     return settings | {"usages": values.usages}
 
 
-def _group_of(row: dict[str, Any]) -> Group:
-    return Group(row["group"], row["batch_size"], row["dtype"])
-
-
-def _measure(group: Group, values: flags.FlagValues) -> tuple[list[dict], dict[str, str]]:
+def _measure(kind: Kind, values: flags.FlagValues) -> tuple[list[dict], dict[str, str]]:
     """The group's rows, and what there is to say of it."""
     try:
-        if group.network == "compile":
-            return compile_rows(group), {}
-        return forward_rows(group, values)
+        if kind.network == "compile":
+            return compile_rows(kind), {}
+        return forward_rows(kind, values)
     except (RuntimeError, MemoryError) as error:
         if not re.search(r"RESOURCE_EXHAUSTED|out of memory|MemoryError", repr(error), re.I):
             raise
         return [], {"left out": "it does not fit into the device's memory"}
 
 
-def forward_rows(group: Group, values: flags.FlagValues) -> tuple[list[dict], dict[str, str]]:
+def forward_rows(kind: Kind, values: flags.FlagValues) -> tuple[list[dict], dict[str, str]]:
     """Times of a network: a row per execution, usage and kind of gates; and notes."""
-    batch, dtype = group.batch_size, group.dtype
-    if group.network == "trained":
+    batch, dtype = kind.batch_size, kind.dtype
+    if kind.network == "trained":
         subject = inference_cases.trained_subject(
             values.trained_workdir, values.data_dir, batch, dtype, TRAINED_SCALES
         )
     else:
-        subject = inference_cases.drawn_subject(group.network, batch, dtype, values.usages)
+        subject = inference_cases.drawn_subject(kind.network, batch, dtype, values.usages)
     cases, notes = inference_cases.jax_cases(subject, values.executions, values.check), {}
     if values.torch:
         from benchmarks import inference_torch
 
         found, notes = inference_torch.cases(subject, values.torch_compile)
         cases += found
-    others = timing.OtherProcesses()
     with tqdm(
-        total=values.repeats + 1, desc=str(group), unit="round", disable=None, leave=False
+        total=values.repeats + 1, desc=str(kind), unit="round", disable=None, leave=False
     ) as bar:
         times = timing.interleaved_times_ms(
             {str(i): case.run for i, case in enumerate(cases)}, values.repeats,
             after_round=bar.update,
         )  # fmt: skip
-    busy = others.busy_share()
-    if busy is not None and busy > MOST_BUSY:
-        notes["busy"] = (
-            f"other processes took {100 * busy:.0f} % of the CPU and these times are not worth "
-            "keeping; measure again with --fresh when they are done"
-        )
     quartiles = [np.percentile(times[str(i)], (25, 50, 75)) for i in range(len(cases))]
     dense_ms = {
         case.row["framework"]: median
@@ -238,29 +201,28 @@ def forward_rows(group: Group, values: flags.FlagValues) -> tuple[list[dict], di
     for case, (p25, median, p75) in zip(cases, quartiles, strict=True):
         reference = dense_ms[case.row["framework"]]
         for gates in case.gates:
-            row = {"kind": "forward", "group": group.network, "network": subject.name}
+            row = {"kind": "forward", "network": subject.name}
             row |= {"batch_size": batch, "dtype": dtype, "gates": gates, **case.row}
             row |= {"median_ms": median, "p25_ms": p25, "p75_ms": p75, "dense_ms": reference}
             row |= {"time_share": median / reference, "repeats": values.repeats}
-            row |= {"other_processes_cpu_share": busy}
             rows.append(row)
     return rows, notes
 
 
-def compile_rows(group: Group) -> list[dict[str, Any]]:
+def compile_rows(kind: Kind) -> list[dict[str, Any]]:
     """Seconds of compiling the gated ResNet-20 and ResNet-110, gates computed inside, in turn."""
     found: dict[tuple[str, str], list[float]] = {}
     for _ in range(COMPILATIONS):
         for execution in ("dense", "compact", "pieces"):
             for name in ("resnet20", "resnet110"):
                 seconds = inference_cases.compile_seconds(
-                    name, group.batch_size, group.dtype, execution
+                    name, kind.batch_size, kind.dtype, execution
                 )
                 found.setdefault((name, execution), []).append(seconds)
     rows = []
     for (name, execution), seconds in found.items():
-        row = {"kind": "compile", "group": group.network, "network": name}
-        row |= {"batch_size": group.batch_size, "dtype": group.dtype, "framework": "jax"}
+        row = {"kind": "compile", "network": name}
+        row |= {"batch_size": kind.batch_size, "dtype": kind.dtype, "framework": "jax"}
         row |= {"execution": execution, "compile_s": np.median(seconds), "all_s": seconds}
         row["to_resnet20"] = np.median(seconds) / np.median(found["resnet20", execution])
         rows.append(row)

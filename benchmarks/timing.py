@@ -1,13 +1,8 @@
 """How the benchmarks measure, and what they record of the machine that they ran on."""
 
 import contextlib
-import datetime
-import itertools
-import json
 import os
 import pathlib
-import re
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,14 +11,10 @@ from typing import Any
 # Else JAX takes most of a GPU's memory, and PyTorch is to run beside it in the same process.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
-import flax
 import jax
-import jaxlib
 import numpy as np
 from absl import flags
-from etils import epath
 
-import urnet_jax
 from urnet_jax.compilation import compiler_options
 from urnet_jax.errors import UserError
 
@@ -134,70 +125,9 @@ def without_compilation_cache() -> Iterator[None]:
         jax.config.update("jax_enable_compilation_cache", before)
 
 
-def describe_device() -> dict[str, Any]:
-    """The device that JAX runs on: platform, kind, and the processor's name, cores and threads."""
-    device = jax.devices()[0]
-    return {
-        "platform": device.platform,
-        "kind": device.device_kind,
-        "processor": _processor(),
-        "cpu_cores": os.cpu_count(),
-        "threads": threads(),
-    }
-
-
 def threads() -> int:
     """CPU threads that JAX uses, and that PyTorch is to use: one for every core it may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def device_slug(device: Mapping[str, Any]) -> str:
-    """A file name for `describe_device`'s answer, as cpu_amd_epyc_2_threads or nvidia_h100_pcie."""
-    name = device["kind"]
-    if device["platform"] == "cpu":
-        name = f"cpu {device['processor']} {device['threads']} threads"
-    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
-
-
-def describe_run() -> dict[str, Any]:
-    """The command, the day and the versions that a result comes from; PyTorch's if it is loaded."""
-    modules: list[Any] = [urnet_jax, jax, jaxlib, flax]
-    if "torch" in sys.modules:
-        modules.append(sys.modules["torch"])
-    return {
-        "command": shlex.join(["python", *sys.argv]),
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-        "versions": {module.__name__: str(module.__version__) for module in modules},
-    }
-
-
-def write_json(path: epath.PathLike, record: Mapping[str, Any]) -> None:
-    """Writes an object, a line for every entry of its lists.
-
-    The file is replaced as a whole: an interruption leaves the old one or the new one.
-    """
-    lines = [f" {json.dumps(key)}: {_rows(value)}" for key, value in record.items()]
-    path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.tmp"
-    temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n")
-    temporary.replace(path)
-
-
-def _rows(value: Any) -> str:
-    if not isinstance(value, list):
-        return json.dumps(_rounded(value), allow_nan=False)
-    rows = [json.dumps(_rounded(row), allow_nan=False) for row in value]
-    return "[\n" + ",\n".join(f"  {row}" for row in rows) + "\n ]"
-
-
-def _rounded(value: Any) -> Any:
-    """With numbers of eight digits, which is more than a clock gives."""
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_rounded(item) for item in value]
-    return float(f"{value:.8g}") if isinstance(value, float) else value
 
 
 def parse_flags(values: flags.FlagValues, argv: list[str], doc: str) -> None:
@@ -215,26 +145,3 @@ def parse_flags(values: flags.FlagValues, argv: list[str], doc: str) -> None:
         raise UserError(f"{error}.") from error
     if rest[1:]:
         raise UserError(f"unexpected argument {rest[1]!r}; write every option as --name=value.")
-
-
-@contextlib.contextmanager
-def told_to_the_user() -> Iterator[None]:
-    """An input that is wrong ends the command with one sentence instead of a traceback."""
-    try:
-        yield
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\nInterrupted: the same command goes on where it stopped.", file=sys.stderr)
-        sys.exit(130)
-
-
-def _processor() -> str:
-    info = pathlib.Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = itertools.chain(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
-        [os.uname().machine if hasattr(os, "uname") else "unknown"],
-    )
-    return next(names)

@@ -24,12 +24,9 @@ Beside what inference.py imports, the steps need optax, clu and ml_collections, 
 Python; the input pipeline needs all of urnet_jax's dependencies: leave it out with --input=False.
 """
 
-import json
 import pathlib
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import TypeAlias
+from collections.abc import Iterator, Sequence
 
 # Run as a script, the repository's root is not where Python looks; it need not be installed.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
@@ -43,20 +40,17 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from benchmarks import timing, training_cases
-from benchmarks.training_cases import HUGE_PAGES, Row, huge_pages, make_config
-from urnet_jax.errors import UserError, make_folder
+from benchmarks import results, timing, training_cases
+from benchmarks.results import Row
+from benchmarks.training_cases import HUGE_PAGES, huge_pages, make_config
+from urnet_jax.errors import UserError, told_to_the_user
 
-MOST_BUSY = 0.05
-"""Share of the CPU that other processes may take without a word."""
-
-Measure: TypeAlias = Callable[[], tuple[list[Row], dict[str, str]]]
-"""Measures a group: its rows, and what there is to say of it."""
+INTERRUPTED = "Interrupted: the same command goes on where it stopped."
 
 
 def main(argv: Sequence[str]) -> None:
     """Runs the command line."""
-    with timing.told_to_the_user(), timing.without_compilation_cache():
+    with told_to_the_user(INTERRUPTED), timing.without_compilation_cache():
         run(parse(list(argv)))
 
 
@@ -92,40 +86,7 @@ def run(values: flags.FlagValues) -> epath.Path:
         from benchmarks import torch_networks
 
         torch_networks.device_name(jax.devices()[0].platform)
-    make_folder(values.output, "--output")
-    device, start = timing.describe_device(), time.monotonic()
-    path = epath.Path(values.output) / f"{timing.device_slug(device)}.json"
-    record: Row = {"device": device, "runs": [], "groups": [], "rows": []}
-    if path.exists():
-        record = json.loads(path.read_text())
-    about = timing.describe_run()
-    if about not in record["runs"]:
-        record["runs"].append(about)
-    for group, settings, measure in _groups(values):
-        held = [g for g in record["groups"] if g["group"] == group]
-        if held and held[0]["settings"] == settings and not values.fresh:
-            print(f"{group}: measured already; --fresh measures it again.")
-            continue
-        if time.monotonic() - start > values.time_limit_s:
-            print(f"--time_limit_s is over before {group}: the same command goes on from there.")
-            break
-        others = timing.OtherProcesses()
-        rows, notes = measure()
-        number, busy = record["runs"].index(about), others.busy_share()
-        entry = {"group": group, "settings": settings, "run": number, "notes": notes}
-        entry["other_processes_cpu_share"] = busy
-        if busy is not None and busy > MOST_BUSY:
-            print(
-                f"{group}: other processes took {100 * busy:.0f} % of the CPU, so that its times "
-                "are not worth keeping: measure it again with --fresh when they are done."
-            )
-        machine = {"platform": device["platform"], "device": device["kind"]}
-        machine |= {"threads": device["threads"], "run": number}
-        rows = [{"group": group, **row, **machine} for row in rows]
-        record["groups"] = [g for g in record["groups"] if g["group"] != group] + [entry]
-        record["rows"] = [r for r in record["rows"] if r["group"] != group] + rows
-        timing.write_json(path, record)
-        print(f"{group}: done", *(f"; {k}: {v}" for k, v in notes.items()), flush=True)
+    path, record = results.measure(_groups(values), values)
     print_tables(record["rows"])
     if huge_pages() is False:
         print(f"GLIBC_TUNABLES={HUGE_PAGES} is not set: with it, training on Linux CPU is faster.")
@@ -133,8 +94,7 @@ def run(values: flags.FlagValues) -> epath.Path:
     return path
 
 
-def _groups(values: flags.FlagValues) -> Iterator[tuple[str, Row, Measure]]:
-    """What is measured together: its name, the settings it depends on, and how."""
+def _groups(values: flags.FlagValues) -> Iterator[results.Group]:
     common = {"repeats": values.repeats, "huge_pages": huge_pages()}
     batch_size = values.batch_size
     if values.input:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from benchmarks import timing
+from benchmarks.results import Row
 from urnet_jax import config as config_lib
 from urnet_jax import state as state_lib
 from urnet_jax import steps
@@ -24,7 +25,6 @@ INPUT_BATCHES = 200
 """Batches of one timed round of the input pipeline."""
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
-Row: TypeAlias = dict[str, Any]
 Case: TypeAlias = tuple[Row, Callable[[], None]]
 """What a row says beforehand, and a call that takes one step and returns when it is done."""
 

@@ -8,6 +8,7 @@ import inspect
 import os
 import re
 import sys
+
 from collections.abc import Iterator
 
 from absl import app, flags, logging
@@ -16,10 +17,14 @@ from ml_collections import config_flags
 from urnet_jax import config as config_lib
 from urnet_jax.architecture import EXECUTIONS
 from urnet_jax.config import Config
-from urnet_jax.errors import UserError
+from urnet_jax.errors import UserError, told_to_the_user
 
 FLAGS = flags.FLAGS
 DEFAULT_CONFIG = "configs/digits.py"
+
+_told_to_the_user = told_to_the_user(
+    "Interrupted: the same command goes on from the last checkpoint."
+)
 
 
 def run_train() -> None:
@@ -53,19 +58,7 @@ def run_evaluate() -> None:
     app.run(_evaluate, flags_parser=_parse_evaluate)
 
 
-@contextlib.contextmanager
-def _told_to_the_user() -> Iterator[None]:
-    try:
-        yield
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\nInterrupted: the same command goes on from the last checkpoint.", file=sys.stderr)
-        sys.exit(130)
-
-
-@_told_to_the_user()
+@_told_to_the_user
 def _parse_train(argv: list[str]) -> tuple[Config, str]:
     _help(argv, run_train)
     name, argv = _take_config(argv)
@@ -81,7 +74,7 @@ def _parse_train(argv: list[str]) -> tuple[Config, str]:
     return FLAGS.config, FLAGS.workdir
 
 
-@_told_to_the_user()
+@_told_to_the_user
 def _train(parsed: tuple[Config, str]) -> None:
     from urnet_jax import training
 
@@ -89,7 +82,7 @@ def _train(parsed: tuple[Config, str]) -> None:
     training.train_and_evaluate(config, workdir)
 
 
-@_told_to_the_user()
+@_told_to_the_user
 def _parse_evaluate(argv: list[str]) -> tuple[float, ...] | None:
     _help(argv, run_evaluate)
     flags.DEFINE_string("workdir", "", "The folder of a run by train.py.")
@@ -104,7 +97,7 @@ def _parse_evaluate(argv: list[str]) -> tuple[float, ...] | None:
     return None if FLAGS.scales is None else _scales(FLAGS.scales)
 
 
-@_told_to_the_user()
+@_told_to_the_user
 def _evaluate(scales: tuple[float, ...] | None) -> None:
     from urnet_jax import report
 

@@ -1,10 +1,30 @@
-"""The one kind of error that is shown to users without a traceback."""
+"""The one kind of error that is shown to users without a traceback, and how it is shown."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
 
 from etils import epath
 
 
 class UserError(ValueError):
     """An input that a user can put right; the message is one sentence that says how."""
+
+
+@contextlib.contextmanager
+def told_to_the_user(interrupted: str) -> Iterator[None]:
+    """Ends the process with one sentence on stderr where a traceback would help nobody.
+
+    Exit codes: 2 for a UserError, 130 for Ctrl-C, which shows the sentence `interrupted`.
+    """
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"\n{interrupted}", file=sys.stderr)
+        sys.exit(130)
 
 
 def make_folder(path: epath.PathLike, name: str) -> None:

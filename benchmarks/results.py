@@ -1,0 +1,157 @@
+"""What the benchmarks record, and how a benchmark that was stopped goes on."""
+
+import datetime
+import itertools
+import json
+import os
+import pathlib
+import re
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeAlias
+
+import flax
+import jax
+import jaxlib
+from absl import flags
+from etils import epath
+
+import urnet_jax
+from benchmarks import timing
+from urnet_jax.errors import make_folder
+
+Row: TypeAlias = dict[str, Any]
+
+MOST_BUSY = 0.05
+"""Share of the CPU that other processes may take without a word."""
+
+Measure: TypeAlias = Callable[[], tuple[list[Row], dict[str, str]]]
+"""Measures a group: its rows, and what there is to say of it."""
+
+Group: TypeAlias = tuple[str, Row, Measure]
+"""What is measured together: its name, the settings that it depends on, and how."""
+
+
+def measure(groups: Iterable[Group], values: flags.FlagValues) -> tuple[epath.Path, Row]:
+    """Measures the groups that have not been measured with their settings.
+
+    The file is written after every group, so that the same command goes on where it was stopped.
+
+    Args:
+      groups: in the order in which they are measured.
+      values: flags `output`, the folder; `fresh`, to measure again what is there; `time_limit_s`,
+        after which no further group is started.
+
+    Returns:
+      The file, named after the device, and what it holds: `device`, `runs` (commands, dates,
+      versions), `groups`, and `rows`, each with the `group` and the number of the `run` that it
+      comes from.
+    """
+    make_folder(values.output, "--output")
+    device, start = describe_device(), time.monotonic()
+    path = epath.Path(values.output) / f"{device_slug(device)}.json"
+    record: Row = {"device": device, "runs": [], "groups": [], "rows": []}
+    if path.exists():
+        record = json.loads(path.read_text())
+    about = describe_run()
+    if about not in record["runs"]:
+        record["runs"].append(about)
+    machine = {"platform": device["platform"], "device": device["kind"]}
+    machine |= {"threads": device["threads"], "run": record["runs"].index(about)}
+    for name, settings, measure_group in groups:
+        held = [g for g in record["groups"] if g["group"] == name]
+        if held and held[0]["settings"] == settings and not values.fresh:
+            print(f"{name}: measured already; --fresh measures it again.")
+            continue
+        if time.monotonic() - start > values.time_limit_s:
+            print(f"--time_limit_s is over before {name}: the same command goes on from there.")
+            break
+        others, began = timing.OtherProcesses(), time.monotonic()
+        rows, notes = measure_group()
+        busy, took = others.busy_share(), time.monotonic() - began
+        if busy is not None and busy > MOST_BUSY:
+            notes["busy"] = (
+                f"other processes took {100 * busy:.0f} % of the CPU and these times are not worth "
+                "keeping; measure again with --fresh when they are done"
+            )
+        entry = {"group": name, "settings": settings, "run": machine["run"], "notes": notes}
+        entry["other_processes_cpu_share"] = busy
+        record["groups"] = [g for g in record["groups"] if g["group"] != name] + [entry]
+        record["rows"] = [r for r in record["rows"] if r["group"] != name]
+        record["rows"] += [{"group": name, **row, **machine} for row in rows]
+        write_json(path, record)
+        print("; ".join([f"{name}: {took:.0f} s", *(f"{k}: {v}" for k, v in notes.items())]))
+    return path, record
+
+
+def describe_device() -> dict[str, Any]:
+    """The device that JAX runs on: platform, kind, and the processor's name, cores and threads."""
+    device = jax.devices()[0]
+    return {
+        "platform": device.platform,
+        "kind": device.device_kind,
+        "processor": _processor(),
+        "cpu_cores": os.cpu_count(),
+        "threads": threads(),
+    }
+
+
+def device_slug(device: Mapping[str, Any]) -> str:
+    """A file name for `describe_device`'s answer, as cpu_amd_epyc_2_threads or nvidia_h100_pcie."""
+    name = device["kind"]
+    if device["platform"] == "cpu":
+        name = f"cpu {device['processor']} {device['threads']} threads"
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
+def describe_run() -> dict[str, Any]:
+    """The command, the day and the versions that a result comes from; PyTorch's if it is loaded."""
+    modules: list[Any] = [urnet_jax, jax, jaxlib, flax]
+    if "torch" in sys.modules:
+        modules.append(sys.modules["torch"])
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        "versions": {module.__name__: str(module.__version__) for module in modules},
+    }
+
+
+def write_json(path: epath.PathLike, record: Mapping[str, Any]) -> None:
+    """Writes an object, a line for every entry of its lists.
+
+    The file is replaced as a whole: an interruption leaves the old one or the new one.
+    """
+    lines = [f" {json.dumps(key)}: {_rows(value)}" for key, value in record.items()]
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.tmp"
+    temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    temporary.replace(path)
+
+
+def _rows(value: Any) -> str:
+    if not isinstance(value, list):
+        return json.dumps(_rounded(value), allow_nan=False)
+    rows = [json.dumps(_rounded(row), allow_nan=False) for row in value]
+    return "[\n" + ",\n".join(f"  {row}" for row in rows) + "\n ]"
+
+
+def _rounded(value: Any) -> Any:
+    """With numbers of eight digits, which is more than a clock gives."""
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.8g}") if isinstance(value, float) else value
+
+
+def _processor() -> str:
+    info = pathlib.Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = itertools.chain(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
+        [os.uname().machine if hasattr(os, "uname") else "unknown"],
+    )
+    return next(names)
