@@ -191,20 +191,23 @@ def forward_rows(kind: Kind, values: flags.FlagValues) -> tuple[list[dict], dict
             {str(i): case.run for i, case in enumerate(cases)}, values.repeats,
             after_round=bar.update,
         )  # fmt: skip
-    quartiles = [np.percentile(times[str(i)], (25, 50, 75)) for i in range(len(cases))]
     dense_ms = {
-        case.row["framework"]: median
-        for case, (_, median, _) in zip(cases, quartiles, strict=True)
+        case.row["framework"]: times[str(i)]
+        for i, case in enumerate(cases)
         if case.gates == ("all on",) and case.row["execution"] == "dense"
     }
     rows = []
-    for case, (p25, median, p75) in zip(cases, quartiles, strict=True):
+    for i, case in enumerate(cases):
         reference = dense_ms[case.row["framework"]]
+        p25, median, p75 = np.percentile(times[str(i)], (25, 50, 75))
+        # Of times of the same round: the machine's own speed drops out.
+        low, share, high = np.percentile(times[str(i)] / reference, (25, 50, 75))
         for gates in case.gates:
             row = {"kind": "forward", "network": subject.name}
             row |= {"batch_size": batch, "dtype": dtype, "gates": gates, **case.row}
-            row |= {"median_ms": median, "p25_ms": p25, "p75_ms": p75, "dense_ms": reference}
-            row |= {"time_share": median / reference, "repeats": values.repeats}
+            row |= {"median_ms": median, "p25_ms": p25, "p75_ms": p75}
+            row |= {"time_share": share, "time_share_p25": low, "time_share_p75": high}
+            row |= {"dense_ms": np.median(reference), "repeats": values.repeats}
             rows.append(row)
     return rows, notes
 

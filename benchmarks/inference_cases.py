@@ -28,8 +28,8 @@ NETWORKS = {
 ALL_ON = {"usage": 1.0, "blocks_share": 1.0, "flops_share": 1.0}
 
 MOST_FLIPPED = 0.01
-"""Share of samples in which a network's own gates may differ from dense's: a step is hard, and a
-logit within rounding of 0 falls to either side."""
+"""Share of samples, if more than one, in which a network's own gates may differ from dense's: a
+step is hard, and a logit within rounding of 0 falls to either side."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -253,7 +253,7 @@ def compare(dense: tuple, other: tuple, most: float, what: str) -> dict[str, flo
     flipped = int((~same).sum())
     apart = np.abs(np.float64(dense[0]) - other[0])[same].max(initial=0.0)
     difference = float(apart / np.abs(np.float64(dense[0])).max())
-    if not difference <= most or flipped > MOST_FLIPPED * len(same):
+    if not difference <= most or flipped > max(1, MOST_FLIPPED * len(same)):
         raise RuntimeError(
             f"{what}: the logits are {difference:.1e} from dense's (relative to the largest; "
             f"allowed: {most:.0e}), and {flipped} of {len(same)} samples have other gates; this "

@@ -101,8 +101,12 @@ def _compile_table(rows: Rows) -> Table:
 
 
 def write_plot(record: dict[str, Any], path: epath.Path) -> list[epath.Path]:
-    """Draws time against FLOPs, a panel per network and dtype; returns the files written."""
-    rows = [row for row in record["rows"] if row["kind"] == "forward"]
+    """Draws time against FLOPs, a panel per network and dtype; returns the files written.
+
+    What other processes disturbed is left out.
+    """
+    busy = {g["group"] for g in record["groups"] if "busy" in g["notes"]}
+    rows = [r for r in record["rows"] if r["kind"] == "forward" and r["group"] not in busy]
     if not rows:
         return []
     figure = plot(rows, _device_name(record["device"]))

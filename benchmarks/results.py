@@ -27,6 +27,9 @@ Row: TypeAlias = dict[str, Any]
 MOST_BUSY = 0.05
 """Share of the CPU that other processes may take without a word."""
 
+ENVIRONMENT = ("GLIBC_TUNABLES", "JAX_DEFAULT_MATMUL_PRECISION", "XLA_FLAGS")
+"""Environment variables that change times."""
+
 Measure: TypeAlias = Callable[[], tuple[list[Row], dict[str, str]]]
 """Measures a group: its rows, and what there is to say of it."""
 
@@ -94,7 +97,7 @@ def describe_device() -> dict[str, Any]:
         "kind": device.device_kind,
         "processor": _processor(),
         "cpu_cores": os.cpu_count(),
-        "threads": threads(),
+        "threads": timing.threads(),
     }
 
 
@@ -107,12 +110,13 @@ def device_slug(device: Mapping[str, Any]) -> str:
 
 
 def describe_run() -> dict[str, Any]:
-    """The command, the day and the versions that a result comes from; PyTorch's if it is loaded."""
+    """The command, its environment, the day and the versions (PyTorch's if it is loaded)."""
     modules: list[Any] = [urnet_jax, jax, jaxlib, flax]
     if "torch" in sys.modules:
         modules.append(sys.modules["torch"])
     return {
         "command": shlex.join(["python", *sys.argv]),
+        "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "versions": {module.__name__: str(module.__version__) for module in modules},
     }

@@ -19,13 +19,13 @@ from urnet_jax.compilation import compiler_options
 from urnet_jax.errors import UserError
 
 SHORT_S = 0.02
-"""A case that takes less is called several times a round, after a call that is not timed."""
+"""A case that takes less is called several times a round."""
 
 MOST_CALLS = 20
 """Timed calls of one case in one round, at most."""
 
 LONG_S = 1.0
-"""A case that takes longer is warm after one call."""
+"""A case that takes longer is warm after one call, and need not be called untimed in its turn."""
 
 
 def interleaved_times_ms(
@@ -37,8 +37,8 @@ def interleaved_times_ms(
 ) -> dict[str, np.ndarray]:
     """Times cases in turn, so that a machine that slows down slows all of them alike.
 
-    Every round calls every case, in an order drawn anew. A first round, not timed, warms up. Where
-    a call is short, the first one of a turn is not timed either: the case before it has left its
+    Every round calls every case, in an order drawn anew. A first round, not timed, warms up. Unless
+    a call is long, the first one of a turn is not timed either: the case before it has left its
     own data in the caches, and possibly threads that still spin.
 
     Args:
@@ -50,17 +50,17 @@ def interleaved_times_ms(
     Returns:
       Milliseconds of a call, by case, one per round: the median of the round's calls.
     """
-    calls = {}
+    calls, long = {}, {}
     for name, call in cases.items():
         took = seconds(call)
         took = took if took > LONG_S else seconds(call)
-        calls[name] = int(np.clip(SHORT_S / took, 1, MOST_CALLS))
+        calls[name], long[name] = int(np.clip(SHORT_S / took, 1, MOST_CALLS)), took > LONG_S
     after_round()
     times: dict[str, list[float]] = {name: [] for name in cases}
     rng = np.random.default_rng(seed)
     for _ in range(repeats):
         for name in rng.permutation(list(cases)):
-            if calls[name] > 1:
+            if not long[name]:
                 cases[name]()
             timed = [seconds(cases[name]) for _ in range(calls[name])]
             times[name].append(1e3 * float(np.median(timed)))

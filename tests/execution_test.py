@@ -393,7 +393,7 @@ def test_pieces_leave_all_convolutions_but_the_stem_in_their_loops():
         return state.apply(graph, params, stats, *inputs, gates=gates, execution="pieces")[0]
 
     images = jnp.zeros((batch, 9, 9, 3))
-    text = jax.jit(forward).lower(params, stats, images).compile().as_text()
+    text = str(jax.jit(forward).lower(params, stats, images).compile().as_text())
     outside = text[text.index("\nENTRY ") :]
     assert " convolution(" in text[: text.index("\nENTRY ")]
     assert outside.count(" convolution(") == 1

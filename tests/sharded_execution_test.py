@@ -37,7 +37,14 @@ step = steps.make_eval_step(config, execution=sys.argv[1], mesh=mesh)
 program = step.lower(*placed).compile()
 found = program(*placed)
 alone = steps.make_eval_step(config, execution="dense")(params, stats, images, labels, scale)
+
+# The last device's samples skip all blocks. Its result would be nan if it computed and masked them.
+poison = lambda path, leaf: leaf * np.nan if "conv" in path[2].key else leaf
+poisoned = {name: tree if name in ("conv1", "bn1", "fc") else jax.tree.map_with_path(
+    lambda path, leaf: poison((None, *path), leaf), tree) for name, tree in params.items()}
+lost = step(jax.device_put(poisoned, same), *placed[1:])
 json.dump({
+    "lost": np.isnan(np.asarray(lost["loss"])).tolist(),
     "devices": len(jax.devices()),
     "text": program.as_text(),
     "split": all(value.sharding.is_equivalent_to(split, value.ndim) for value in found.values()),
@@ -71,4 +78,8 @@ def test_each_device_skips_for_its_own_samples(execution: str, tmp_path: pathlib
     assert len(np.unique(used, axis=0)) > 1 and 0 < used.mean() < 4
     for name in ("prediction", "correct", "gates"):
         assert found[name] == alone[name]
+    # Each image's F is nan once it runs a block; whoever runs none must not notice.
+    runs_some = np.sum(alone["gates"], axis=1) > 0
+    assert result["lost"] == runs_some.tolist()
+    assert not runs_some[12:].any() and runs_some[:12].any()
     np.testing.assert_allclose(found["loss"], alone["loss"], rtol=1e-5, atol=1e-5)

@@ -8,7 +8,6 @@ import inspect
 import os
 import re
 import sys
-
 from collections.abc import Iterator
 
 from absl import app, flags, logging

@@ -6,7 +6,7 @@ features of a sample that skips it just as they are: for that sample nothing is 
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +58,7 @@ def run_block(
     x: Features,
     pooled: Pooled,
     gate: Float[Array, " B"],
-    execution: Literal["cond", "compact", "pieces"],
+    execution: Execution,
 ) -> State:
     """Runs one block at inference without what its gates skip.
 

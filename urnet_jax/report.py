@@ -25,6 +25,7 @@ from urnet_jax import checkpoint, data, plots, steps, writers
 from urnet_jax.architecture import Execution
 from urnet_jax.errors import UserError, make_folder
 from urnet_jax.evaluation import Evaluation, check_scales, evaluate, summarize
+from urnet_jax.execution import choose
 
 
 def print_table(summary: pd.DataFrame, title: str = "") -> None:
@@ -149,7 +150,8 @@ def evaluate_workdir(
     batch_size = min(batch_size or config.eval.batch_size, opened.num_examples)
     evaluation = evaluate(eval_step, params, batch_stats, opened, config, grid, batch_size)
     about = {"dataset": opened.dataset, "split": split, "phase": meta.phase, "step": meta.step}
-    about["execution"] = execution
+    gated = config.model.gated and meta.phase != "pretrain"
+    about["execution"] = choose(execution, batch_size) if gated else "dense"
     grown_here = config.model.gated and meta.phase != "pretrain"
     grown_here = grown_here and not (config.gates.init_from or config.joint.init_from)
     plain = plain_top1(workdir) if split == "test" and grown_here else None

@@ -112,7 +112,7 @@ class Block(nnx.Module):
         if gate is None:
             logits = self.gate(x, scale) if pooled is None else self.gate.score(pooled, scale)
             gate = activate(logits, use_sigmoid)
-        if execution in ("cond", "compact", "pieces"):
+        if execution != "dense":
             return *run_block(self, x, pooled, gate, execution), gate
         weight = gate[:, None, None, None].astype(x.dtype)
         residual = weight * self.residual(x, train=train)
@@ -219,9 +219,9 @@ class ResNet(nnx.Module):
             is unknown or not for training.
         """
         batch, num_blocks = images.shape[0], self.arch.num_blocks
-        execution = choose(execution, batch)
-        if train and execution != "dense":
+        if train and execution not in ("auto", "dense"):
             raise ValueError(f"execution is {execution!r} in training, which needs 'dense'.")
+        execution = "dense" if train else choose(execution, batch)
         if jnp.shape(scale) != (batch,):
             raise ValueError(
                 f"scale has shape {jnp.shape(scale)}; expected one S per image, ({batch},)."
