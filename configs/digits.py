@@ -13,6 +13,7 @@ import ml_collections
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.seed = 0  # of initial weights, data order, augmentation, scales and gate draws
+    config.accumulate_steps = 1  # equal parts of a batch, one after another, to save memory
 
     config.data = data = ml_collections.ConfigDict()
     data.name = "digits"  # digits, cifar10, cifar100, imagenet2012, or your own in data.dir
@@ -67,6 +68,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.checkpoint = checkpoint = ml_collections.ConfigDict()
     checkpoint.every_epochs = 10.0  # besides one at the end of each phase
     checkpoint.keep = 2  # newest checkpoints kept
+    checkpoint.keep_best = 1  # and of those with the highest top-1, the mean over eval.scales
 
     config.log = log = ml_collections.ConfigDict()
     log.every_steps = 20

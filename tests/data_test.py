@@ -143,8 +143,8 @@ def test_the_global_batch_does_not_depend_on_the_number_of_processes(train, proc
     ]
     for step, batch in enumerate(alone):
         for key in batch:
-            interleaved = np.stack([share[step][key] for share in shares], axis=1)
-            np.testing.assert_array_equal(interleaved.reshape(batch[key].shape), batch[key])
+            together = np.concatenate([share[step][key] for share in shares])
+            np.testing.assert_array_equal(together, batch[key])
 
 
 @hypothesis.given(local=st.integers(1, 400), process_count=st.integers(1, 4))
@@ -208,7 +208,7 @@ def test_imagenet_crops_do_not_depend_on_threads_processes_or_restarts():
     serial.set_state(state)
     assert_same(take(serial, 1), second)
     half = data_lib.train_batches(split, data, seed=0, process_index=1, process_count=2)
-    assert_same(take(iter(half), 1), [{key: value[1::2] for key, value in first[0].items()}])
+    assert_same(take(iter(half), 1), [{key: value[25:] for key, value in first[0].items()}])
 
 
 @prepared("imagenet2012")

@@ -80,19 +80,23 @@ def inputs(arch: Architecture) -> tuple[jax.Array, jax.Array]:
 
 @functools.cache
 def compiled(arch: Architecture, dtype: str = "float32", **settings: Any) -> Any:
-    """f(images, scale, key, gates) -> logits, gates, batch_stats."""
+    """f(images, scale, use_sigmoid, gates) -> logits, gates, batch_stats."""
     graph, params, stats = network(arch, dtype)
 
-    def run(params, stats, images, scale, key, gates):
-        return state.apply(graph, params, stats, images, scale, key=key, gates=gates, **settings)
+    def run(params, stats, images, scale, use_sigmoid, gates):
+        return state.apply(
+            graph, params, stats, images, scale, use_sigmoid=use_sigmoid, gates=gates, **settings
+        )
 
     jitted = jax.jit(run)
 
-    def call(images: Any = None, scale: Any = None, key: Any = None, gates: Any = None) -> Any:
+    def call(
+        images: Any = None, scale: Any = None, use_sigmoid: Any = None, gates: Any = None
+    ) -> Any:
         default_images, default_scale = inputs(arch)
         images = default_images if images is None else images
         scale = default_scale if scale is None else scale
-        return jitted(params, stats, images, scale, key, gates)
+        return jitted(params, stats, images, scale, use_sigmoid, gates)
 
     return call
 
@@ -289,26 +293,14 @@ def test_hard_gates_are_the_sign_of_their_logits():
 @pytest.mark.parametrize(("p", "draw"), [(1.0, "gate"), (0.5, "sample")])
 def test_drawn_gates_are_sigmoids_of_their_logits(p: float, draw: Any):
     arch, key = ARCHS["B"], jax.random.key(5)
-    logits, gates, _ = compiled(arch, sigmoid_probability=p, draw=draw)(key=key)
     drawn = np.asarray(draw_sigmoid(key, p, draw, BATCH, arch.num_blocks))
+    logits, gates, _ = compiled(arch)(use_sigmoid=drawn)
     assert drawn.all() if p == 1 else 0 < drawn.mean() < 1
     expected, expected_gates = Reference(arch)(*inputs(arch), gates="own", sigmoid=drawn)
     np.testing.assert_allclose(gates, expected_gates, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
     assert np.all((gates > 0) & (gates < 1), where=drawn)
     assert np.isin(gates, (0, 1)).all(where=~drawn)
-
-
-def test_the_same_key_gives_the_same_gates():
-    run = compiled(ARCHS["B"], sigmoid_probability=0.5, draw="sample")
-    gates, again, other = (run(key=jax.random.key(n))[1] for n in (5, 5, 6))
-    np.testing.assert_array_equal(gates, again)
-    assert np.mean(gates != other) > 0.2
-
-
-def test_a_missing_key_is_an_error():
-    with pytest.raises(ValueError, match="key is None: pass a key"):
-        compiled(ARCHS["B"], sigmoid_probability=0.5)()
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (BATCH, 1)])
@@ -388,7 +380,7 @@ def test_the_cross_entropy_reaches_every_gate_through_its_sigmoid():
     def gradient(gates: Any) -> jax.Array:
         logits, _, _ = state.apply(
             graph, optimizer.join(gates, backbone), stats, *inputs(arch),
-            key=jax.random.key(0), sigmoid_probability=1.0,
+            use_sigmoid=jnp.ones((BATCH, arch.num_blocks), bool),
         )  # fmt: skip
         return cross_entropy(logits, jnp.arange(BATCH) % 5).mean()
 

@@ -269,5 +269,35 @@ def test_pretrain_is_evaluated_with_all_blocks(pretrain: Run, tested: Any):
 
 @pytest.mark.parametrize(("scan", "expected"), [("loop", False), ("unroll", True)])
 def test_the_config_chooses_how_blocks_run(scan: str, expected: bool):
-    assert steps.use_unroll(small_config(model__scan=scan)) is expected
-    assert steps.use_unroll(small_config()) is (jax.default_backend() == "cpu")
+    for platform in ("cpu", "tpu"):
+        assert steps.use_unroll(small_config(model__scan=scan), platform) is expected
+        assert steps.use_unroll(small_config(), platform) is (platform == "cpu")
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulated_gradients_are_those_of_the_whole_batch(parts: int):
+    """In the phase gates, where BatchNorm's statistics do not depend on the batch."""
+    fields: Any = {"scale__draw": "sample", "scale__loss": "sample"}
+    whole = train(small_config(**fields), "gates")
+    accumulated = train(small_config(accumulate_steps=parts, **fields), "gates")
+    for one, other in zip(whole.metrics, accumulated.metrics, strict=True):
+        assert one == pytest.approx(other, rel=1e-5)
+    expected, found = (named(run.states[-1].params) for run in (whole, accumulated))
+    for path, value in expected.items():
+        np.testing.assert_allclose(found[path], value, rtol=1e-4, atol=1e-6, err_msg=path)
+
+
+def test_accumulation_normalises_each_part_by_itself(joint: Run):
+    config = small_config(accumulate_steps=2, joint__ema_decay=0.9)
+    start = joint.states[0]
+    after = train(config, "joint", (start.params, start.batch_stats))
+    assert after.metrics[0]["scale"] == pytest.approx(joint.metrics[0]["scale"], rel=1e-6)
+    assert after.metrics[0]["loss"] == pytest.approx(joint.metrics[0]["loss"], rel=0.2)
+    assert after.metrics[0]["loss"] != pytest.approx(joint.metrics[0]["loss"], rel=1e-4)
+    # The running mean moved twice, each time by a tenth of the way to a part's mean.
+    begun, once, twice = (
+        named(run.states[n].batch_stats)["bn1/mean"]
+        for run, n in ((joint, 0), (joint, 1), (after, 1))
+    )
+    ratio = np.linalg.norm(twice - begun) / np.linalg.norm(once - begun)
+    assert ratio == pytest.approx(1.9, abs=0.1)

@@ -94,6 +94,7 @@ _PHASE = {
 
 FIELDS: dict[str, Field] = {
     "seed": Field(int, low=0, high=2**32 - 1),
+    "accumulate_steps": _COUNT,
     "data.name": _TEXT,
     "data.num_classes": Field(int, low=0),
     "data.dir": _TEXT,
@@ -129,6 +130,7 @@ FIELDS: dict[str, Field] = {
     "eval.batch_size": _COUNT,
     "checkpoint.every_epochs": _NOT_NEGATIVE,
     "checkpoint.keep": _COUNT,
+    "checkpoint.keep_best": Field(int, low=0),
     "log.every_steps": _COUNT,
     "log.tensorboard": _SWITCH,
 }

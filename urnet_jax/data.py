@@ -94,8 +94,8 @@ def train_batches(
     """This process's share of endless training batches, shuffled anew in each epoch.
 
     Epochs follow one another without a gap: a batch may hold the end of one and the start of the
-    next. Process k takes every process_count-th example of the global order, from the k-th on, so
-    the global batch of a step is the same set of examples for any number of processes.
+    next. Process k takes the k-th of process_count equal parts of each step's batch, so the global
+    batch is the same, in the same order, for any number of processes.
 
     Args:
       split: to train on.
@@ -181,8 +181,8 @@ def _load_train(
     threads: int,
 ) -> Batch:
     """The batch of a step, from its arguments alone: it may run in a thread or another process."""
-    local = step * batch_size + np.arange(batch_size, dtype=np.int64)
-    epoch, place = np.divmod(local * process_count + process_index, split.num_examples)
+    first = (step * process_count + process_index) * batch_size
+    epoch, place = np.divmod(first + np.arange(batch_size, dtype=np.int64), split.num_examples)
     index = np.empty_like(place)
     for e in np.unique(epoch):
         index[epoch == e] = _order(split.num_examples, seed, int(e))[place[epoch == e]]

@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+from jax.sharding import Mesh
 from jaxtyping import Float, Float64, Int, UInt8
 from tqdm import tqdm
 
-from urnet_jax import data
+from urnet_jax import data, sharding
 from urnet_jax.architecture import Architecture
 from urnet_jax.config import Config, architecture
 from urnet_jax.errors import UserError
@@ -74,8 +74,11 @@ def evaluate(
     scales: Iterable[float],
     batch_size: int,
     progress: bool = True,
+    mesh: Mesh | None = None,
 ) -> Evaluation:
     """Runs every example of the split exactly once for each S.
+
+    All processes of a run call it together, and get the same.
 
     Args:
       eval_step: of `steps.make_eval_step`.
@@ -84,50 +87,58 @@ def evaluate(
       split: of `data.open_split`.
       config: the run's config, which describes the data and the network.
       scales: the grid of S, in any order. A plain network ignores S and is evaluated once, at 1.
-      batch_size: samples per step, which the results do not depend on; the last batch is padded.
+      batch_size: samples per step, at least, which the results do not depend on: what is missing
+        to a multiple of the number of devices, and to a whole last batch, is padding.
       progress: shows a progress bar on stderr if that is a terminal.
+      mesh: that `eval_step` was made for.
 
     Raises:
       UserError: a scale is not in [0, 1].
     """
     arch = architecture(config)
     grid = check_scales(scales) if arch.gated else (1.0,)
-    requests = [jnp.full((batch_size,), scale, jnp.float32) for scale in grid]
-    kept = ("prediction", "loss", "gates")
+    mesh = mesh or Mesh(jax.local_devices()[:1], ("data",))
+    batch_size = -(-batch_size // mesh.size) * mesh.size
+    hosts = len({device.process_index for device in mesh.devices.flat})
+    host = jax.process_index() if hosts > 1 else 0
+    local_size = batch_size // hosts
+    requests = [
+        sharding.global_batch({"scale": np.full(local_size, scale, np.float32)}, mesh)["scale"]
+        for scale in grid
+    ]
+    kept = ("prediction", "loss", "gates", "label")
     parts = [{name: [] for name in kept} for _ in grid]
-    labels, index = [], []
 
-    def dispatch() -> Iterator[tuple[int, np.ndarray, dict[str, jax.Array]]]:
+    def dispatch() -> Iterator[tuple[int, int, dict[str, jax.Array]]]:
         # Batches are outermost, so that each is read and decoded once for all S.
-        for batch in data.eval_batches(split, config.data, batch_size):
-            mask = batch["mask"]
-            labels.append(batch["label"][mask])
-            index.append(batch["index"][mask])
-            inputs = jnp.asarray(batch["image"]), jnp.asarray(batch["label"])
+        batches = data.eval_batches(split, config.data, batch_size, host, hosts)
+        for first, batch in zip(range(0, split.num_examples, batch_size), batches, strict=True):
+            own = np.arange(local_size) + first + host * local_size
+            if not np.array_equal(batch["index"], np.where(own < split.num_examples, own, -1)):
+                raise RuntimeError("The input did not deliver every example in order: a defect.")
+            inputs = sharding.global_batch({n: batch[n] for n in ("image", "label")}, mesh)
             for k, request in enumerate(requests):
-                yield k, mask, eval_step(params, batch_stats, *inputs, request)
+                result = eval_step(params, batch_stats, *inputs.values(), request)
+                yield k, min(batch_size, split.num_examples - first), result
 
     total, hidden = split.num_examples * len(grid), None if progress else True
     with tqdm(total=total, desc="evaluate", unit="img", disable=hidden, leave=False) as bar:
-        for k, mask, result in _one_behind(dispatch()):
+        for k, examples, result in _one_behind(dispatch()):
             for name in kept:
-                parts[k][name].append(np.asarray(result[name])[mask])
-            bar.update(int(mask.sum()))
+                parts[k][name].append(np.asarray(result[name])[:examples])
+            bar.update(examples)
 
     rows = {name: np.stack([np.concatenate(part[name]) for part in parts]) for name in kept}
-    evaluation = Evaluation(
+    return Evaluation(
         arch=arch,
         scales=grid,
-        index=np.concatenate(index),
-        labels=np.concatenate(labels),
+        index=np.arange(split.num_examples),
+        labels=rows["label"][0],
         predictions=rows["prediction"],
         loss=rows["loss"],
         gates=(rows["gates"] > 0).astype(np.uint8),
         flops=np.stack([flops_per_sample(arch, g) for g in rows["gates"]]).astype(np.float64),
     )
-    if not np.array_equal(np.sort(evaluation.index), np.arange(split.num_examples)):
-        raise RuntimeError("The input did not deliver every example exactly once: a defect.")
-    return evaluation
 
 
 def _one_behind(results: Iterator[Any]) -> Iterator[Any]:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float
 from urnet_jax.architecture import Architecture, Execution, StageSpec
 from urnet_jax.convolution import conv_general_dilated
 from urnet_jax.execution import choose, run_block
-from urnet_jax.gates import ConditionalGate, GateDraw, activate, draw_sigmoid, pool
+from urnet_jax.gates import ConditionalGate, activate, pool
 
 Features = Float[Array, "B H W C"]
 
@@ -190,9 +190,7 @@ class ResNet(nnx.Module):
         scale: Float[Array, " B"],
         *,
         train: bool = False,
-        key: Array | None = None,
-        sigmoid_probability: float = 0.0,
-        draw: GateDraw = "gate",
+        use_sigmoid: Bool[Array, "B N"] | None = None,
         gates: Float[Array, "B N"] | None = None,
         unroll: bool = False,
         execution: Execution = "dense",
@@ -203,9 +201,8 @@ class ResNet(nnx.Module):
           images: normalised images, NHWC.
           scale: S in [0, 1], one per sample. Ignored by a plain network.
           train: BatchNorm uses the batch's statistics and updates its running ones.
-          key: of the gate draws; needed where `sigmoid_probability` is above 0.
-          sigmoid_probability: p; a gate is a sigmoid with p, else a hard step.
-          draw: whether p is drawn per gate, per sample or per step.
+          use_sigmoid: where a gate is a sigmoid, as `gates.draw_sigmoid` draws it in training;
+            elsewhere, and by default everywhere, it is a hard step.
           gates: given, these are used instead of the network's own: 1 runs a block, 0 skips it.
           unroll: blocks of a stage one after another instead of in a loop: compiles longer; the
             backward pass is many times faster on CPU.
@@ -215,8 +212,7 @@ class ResNet(nnx.Module):
           Float32 logits and float32 gates, N blocks in network order; a plain network's are 1.
 
         Raises:
-          ValueError: `scale` is not one S per image, a key is needed and missing, or `execution`
-            is unknown or not for training.
+          ValueError: `scale` is not one S per image, or `execution` is unknown or not for training.
         """
         batch, num_blocks = images.shape[0], self.arch.num_blocks
         if train and execution not in ("auto", "dense"):
@@ -228,11 +224,8 @@ class ResNet(nnx.Module):
             )
         if gates is None and not self.arch.gated:
             gates = jnp.ones((batch, num_blocks), jnp.float32)
-        use_sigmoid = jnp.zeros((batch, num_blocks), bool)
-        if gates is None and sigmoid_probability > 0:
-            if key is None:
-                raise ValueError("sigmoid_probability is above 0 and key is None: pass a key.")
-            use_sigmoid = draw_sigmoid(key, sigmoid_probability, draw, batch, num_blocks)
+        if use_sigmoid is None:
+            use_sigmoid = jnp.zeros((batch, num_blocks), bool)
 
         x = self.bn1(self.conv1(images.astype(self.dtype)), use_running_average=not train)
         x = nnx.relu(x)

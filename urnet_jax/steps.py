@@ -4,6 +4,7 @@ All randomness is `fold_in` of the seed: by the step for scales and gates, by ep
 index for augmentation. Two runs that take the same step from the same state agree bit for bit.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,72 +15,59 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from urnet_jax import augment, optimizer, scales
+from urnet_jax import augment, optimizer, scales, sharding
 from urnet_jax.architecture import Execution
 from urnet_jax.compilation import compiler_options
 from urnet_jax.config import Config, architecture
+from urnet_jax.execution import choose
+from urnet_jax.gates import draw_sigmoid
 from urnet_jax.losses import cross_entropy, scale_loss
 from urnet_jax.metrics import TrainMetrics
 from urnet_jax.state import TrainState, Tree, apply, network_graph
 
 Batch = Mapping[str, Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, TrainMetrics]]
+LossFn = Callable[[Tree, Tree, Tree, Batch], tuple[Array, tuple[Tree, dict[str, Array]]]]
 
 
-def make_train_step(config: Config, phase: str, steps_per_epoch: float) -> TrainStep:
+def make_train_step(
+    config: Config, phase: str, steps_per_epoch: float, mesh: Mesh | None = None
+) -> TrainStep:
     """The jitted step of one phase; it donates its state.
 
     In `pretrain` all gates are 1 and S is ignored. In `gates` only gates move: BatchNorm uses its
     running statistics and leaves them be. In `joint` everything moves.
 
+    With `accumulate_steps` = k the gradient is the mean over k equal parts of the batch, taken one
+    after another. S and the gates' p are drawn for the whole batch, so that the step differs from
+    that of k = 1 only where a quantity is not a mean over samples: BatchNorm normalises each part
+    with its own statistics and updates the running ones k times, and `scale.loss` = "batch" holds
+    each part's mean usage to its mean S.
+
+    Args:
+      config: the run's.
+      phase: of `optimizer.PHASES`.
+      steps_per_epoch: training steps of one epoch, for the schedules.
+      mesh: the batch is split over its axis `data`, all else is on each of its devices; BatchNorm
+        sees the global batch. By default everything stays where it is.
+
     Returns:
       f(state, batch) -> (state, metrics); a batch has image (uint8), label, index and epoch.
     """
-    graph, section = network_graph(config), config[phase]
+    section, platform = config[phase], sharding.platform(mesh)
+    loss_fn = _make_loss(config, phase, platform)
     tx = optimizer.make_optimizer(section, steps_per_epoch)
-    gated = config.model.gated and phase != "pretrain"
-    unroll, num_blocks = use_unroll(config), architecture(config).num_blocks
-
-    def loss_fn(
-        trained: Tree, frozen: Tree, batch_stats: Tree, batch: Batch, key: Array
-    ) -> tuple[Array, tuple[Tree, dict[str, Array]]]:
-        params = optimizer.join(trained, frozen)
-        scale_key, gate_key = jax.random.split(key)
-        size = batch["label"].shape[0]
-        scale = scales.draw_scale(
-            scale_key, config.scale.min, config.scale.max, config.scale.draw, size
-        )
-        logits, gates, batch_stats = apply(
-            graph, params, batch_stats, _prepare(config, batch), scale,
-            train=phase != "gates",
-            key=gate_key,
-            sigmoid_probability=config.gate.sigmoid_probability,
-            draw=config.gate.draw,
-            gates=None if gated else jnp.ones((size, num_blocks)),
-            unroll=unroll,
-        )  # fmt: skip
-        ce = cross_entropy(logits, batch["label"])
-        asked = scale_loss(gates, scale, config.scale.loss) if gated else jnp.zeros(())
-        loss = ce.mean() + config.scale.beta * asked  # equation 5
-        outputs = {
-            "loss": loss,
-            "cross_entropy": ce,
-            "scale_loss": asked,
-            "correct": (logits.argmax(-1) == batch["label"]).astype(jnp.float32),
-            "usage": gates.mean(axis=1),
-            "scale": scale if gated else jnp.ones_like(scale),
-        }
-        return loss, (batch_stats, outputs)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, TrainMetrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         trained, frozen = optimizer.split_trained(state.params, phase)
-        grads, (batch_stats, outputs) = jax.grad(loss_fn, has_aux=True)(
-            trained, frozen, state.batch_stats, batch, key
-        )
+        grads, batch_stats, outputs = _gradients(
+            functools.partial(loss_fn, frozen), trained, state.batch_stats,
+            {**batch, **_draw(config, key, batch["label"].shape[0])},
+            config.accumulate_steps, unroll=use_unroll(config, platform),
+        )  # fmt: skip
         updates, opt_state = tx.update(grads, state.opt_state, trained)
         moved: Any = optax.apply_updates(trained, updates)
-        params = optimizer.join(moved, frozen)
         ema_params: Any = state.ema_params
         if ema_params is not None:
             # What the phase leaves alone is not averaged: the average of equals can round.
@@ -90,13 +78,93 @@ def make_train_step(config: Config, phase: str, steps_per_epoch: float) -> Train
         return TrainState(
             step=state.step + 1,
             phase_step=state.phase_step + 1,
-            params=params,
+            params=optimizer.join(moved, frozen),
             batch_stats=batch_stats,
             opt_state=opt_state,
             ema_params=ema_params,
         ), TrainMetrics.single_from_model_output(**outputs)  # fmt: skip
 
-    return jax.jit(train_step, donate_argnums=0, compiler_options=compiler_options())
+    placed: Any = {}
+    if mesh is not None:
+        same = sharding.replicated(mesh)
+        placed = {"in_shardings": (same, sharding.split(mesh)), "out_shardings": same}
+    options = compiler_options(platform)
+    return jax.jit(train_step, donate_argnums=0, compiler_options=options, **placed)
+
+
+def _make_loss(config: Config, phase: str, platform: str) -> LossFn:
+    """f(frozen, trained, batch_stats, batch) -> loss, (batch_stats, outputs); equation 5."""
+    graph, num_blocks = network_graph(config), architecture(config).num_blocks
+    gated = config.model.gated and phase != "pretrain"
+
+    def loss_fn(
+        frozen: Tree, trained: Tree, batch_stats: Tree, batch: Batch
+    ) -> tuple[Array, tuple[Tree, dict[str, Array]]]:
+        labels, scale = batch["label"], batch["scale"]
+        logits, gates, batch_stats = apply(
+            graph, optimizer.join(trained, frozen), batch_stats, _prepare(config, batch), scale,
+            train=phase != "gates",
+            use_sigmoid=batch["use_sigmoid"],
+            gates=None if gated else jnp.ones((labels.shape[0], num_blocks)),
+            unroll=use_unroll(config, platform),
+        )  # fmt: skip
+        ce = cross_entropy(logits, labels)
+        asked = scale_loss(gates, scale, config.scale.loss) if gated else jnp.zeros(())
+        loss = ce.mean() + config.scale.beta * asked
+        return loss, (batch_stats, {
+            "loss": loss,
+            "cross_entropy": ce,
+            "scale_loss": asked,
+            "correct": (logits.argmax(-1) == labels).astype(jnp.float32),
+            "usage": gates.mean(axis=1),
+            "scale": scale if gated else jnp.ones_like(scale),
+        })  # fmt: skip
+
+    return loss_fn
+
+
+def _draw(config: Config, key: Array, size: int) -> dict[str, Array]:
+    """The random part of a step: each sample's S, and which of its gates are sigmoids."""
+    scale_key, gate_key = jax.random.split(key)
+    scale, gate = config.scale, config.gate
+    num_blocks = architecture(config).num_blocks
+    return {
+        "scale": scales.draw_scale(scale_key, scale.min, scale.max, scale.draw, size),
+        "use_sigmoid": draw_sigmoid(
+            gate_key, gate.sigmoid_probability, gate.draw, size, num_blocks
+        ),
+    }
+
+
+def _gradients(
+    loss_fn: Callable, trained: Tree, batch_stats: Tree, batch: Batch, parts: int, *, unroll: bool
+) -> tuple[Tree, Tree, dict[str, Array]]:
+    """Gradients, batch_stats and outputs: means over `parts` equal parts of the batch."""
+    gradient = jax.grad(loss_fn, has_aux=True)
+    if parts == 1:
+        grads, (batch_stats, outputs) = gradient(trained, batch_stats, batch)
+        return grads, batch_stats, outputs
+
+    def add(carry: tuple[Tree, Tree], part: Batch) -> tuple[tuple[Tree, Tree], dict[str, Array]]:
+        grads, batch_stats = carry
+        new, (batch_stats, outputs) = gradient(trained, batch_stats, part)
+        return (jax.tree.map(jnp.add, grads, new), batch_stats), outputs
+
+    # Every k-th sample: so each part lies on all the devices that the batch is split over.
+    divided = {
+        name: jnp.moveaxis(array.reshape(-1, parts, *array.shape[1:]), 1, 0)
+        for name, array in batch.items()
+    }
+    zeros = jax.tree.map(jnp.zeros_like, trained)
+    (grads, batch_stats), outputs = jax.lax.scan(
+        add, (zeros, batch_stats), divided, unroll=parts if unroll else 1
+    )
+    grads = jax.tree.map(lambda total: total / parts, grads)
+    merged = {
+        name: array.mean() if array.ndim == 1 else array.reshape(-1)
+        for name, array in outputs.items()
+    }
+    return grads, batch_stats, merged
 
 
 EvalStep = Callable[
@@ -116,14 +184,16 @@ def make_eval_step(
       config: the run's.
       phase: that the weights come from.
       execution: how gated blocks are run, see `architecture.Execution`.
-      mesh: of one axis `data` whose devices share the batch; each skips blocks for its own part.
+      mesh: of one axis `data` whose devices share the batch, whose size they divide; each skips
+        blocks for its own part. By default everything stays where it is.
 
     Returns:
       f(params, batch_stats, images, labels, scale) -> correct [B] (bool), prediction [B],
-      loss [B] (cross entropy, nats), gates [B, N].
+      loss [B] (cross entropy, nats), gates [B, N], label [B]; with a mesh, the whole batch's on
+      every device.
     """
     graph, num_blocks = network_graph(config), architecture(config).num_blocks
-    gated = config.model.gated and phase != "pretrain"
+    gated, platform = config.model.gated and phase != "pretrain", sharding.platform(mesh)
 
     def eval_step(
         params: Tree, batch_stats: Tree, images: Array, labels: Array, scale: Array
@@ -132,7 +202,7 @@ def make_eval_step(
             graph, params, batch_stats,
             augment.normalize(images, *augment.normalization(config.data.name)), scale,
             gates=None if gated else jnp.ones((images.shape[0], num_blocks)),
-            execution=execution if gated else "dense",
+            execution=choose(execution, images.shape[0], platform) if gated else "dense",
         )  # fmt: skip
         prediction = logits.argmax(-1).astype(jnp.int32)
         return {
@@ -140,8 +210,10 @@ def make_eval_step(
             "prediction": prediction,
             "loss": cross_entropy(logits, labels),
             "gates": gates,
+            "label": labels,
         }
 
+    placed: Any = {}
     if mesh is not None:
         same, split = P(), P("data")
         eval_step = jax.shard_map(
@@ -149,13 +221,16 @@ def make_eval_step(
             # JAX cannot follow replication through loops that depend on each device's samples.
             check_vma=False,
         )  # fmt: skip
-    return jax.jit(eval_step, compiler_options=compiler_options())
+        # Only what the blocks are computed from is split; the few numbers that they come to are
+        # gathered, for every host writes or compares them.
+        placed = {"out_shardings": sharding.replicated(mesh)}
+    return jax.jit(eval_step, compiler_options=compiler_options(platform), **placed)
 
 
-def use_unroll(config: Config) -> bool:
+def use_unroll(config: Config, platform: str) -> bool:
     """Whether training unrolls a stage's blocks; XLA:CPU differentiates loops slowly."""
     choice = config.model.scan
-    return jax.default_backend() == "cpu" if choice == "auto" else choice == "unroll"
+    return platform == "cpu" if choice == "auto" else choice == "unroll"
 
 
 def _prepare(config: Config, batch: Batch) -> Any:

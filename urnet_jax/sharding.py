@@ -1,0 +1,150 @@
+"""Devices and hosts: how they find one another, and how arrays lie on them.
+
+There is one mesh axis, `data`. A batch is split over all devices of all hosts, in the order of its
+examples; everything else is on every device. So BatchNorm's statistics in training are those of the
+global batch, whatever the number of devices.
+"""
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from urnet_jax.errors import UserError
+
+EXIT_PEER_GONE = 76
+
+HEARTBEAT_TIMEOUT_S = 30
+"""A process that was not heard of for so long is taken for dead."""
+
+
+def start_distributed(
+    coordinator: str = "", num_processes: int | None = None, process_id: int | None = None
+) -> None:
+    """Joins the other processes of a run; to be called before anything asks JAX for its devices.
+
+    Args:
+      coordinator: host:port of process 0; empty where the environment says it (Cloud TPU, Slurm,
+        Open MPI and whatever else `jax.distributed.initialize` detects).
+      num_processes: of the run, where the environment does not say it.
+      process_id: this one's number, from 0, likewise.
+
+    Raises:
+      UserError: the environment does not say it, or the others do not answer.
+    """
+    try:
+        jax.distributed.initialize(
+            coordinator or None, num_processes, process_id,
+            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S,
+            shutdown_timeout_seconds=HEARTBEAT_TIMEOUT_S,
+        )  # fmt: skip
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise UserError(
+            f"The processes of this run did not find one another ({reason}): name the same "
+            "--coordinator=HOST:PORT and --num_processes on every host, and another --process_id "
+            "on each."
+        ) from error
+
+
+def make_mesh() -> Mesh:
+    """All devices of all hosts; a host's devices are neighbours, hosts in their order."""
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(devices), ("data",))
+
+
+def platform(mesh: Mesh | None) -> str:
+    """`cpu`, `gpu` or `tpu`: that of the mesh, without one JAX's default."""
+    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole of an array on every device."""
+    return NamedSharding(mesh, P())
+
+
+def split(mesh: Mesh) -> NamedSharding:
+    """Equal parts of an array's first axis on the devices."""
+    return NamedSharding(mesh, P("data"))
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Arrays that every process holds, as global ones on every device of the mesh."""
+    return jax.device_put(tree, replicated(mesh))
+
+
+def global_batch(local: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """The processes' parts of a batch as one that is split over all devices.
+
+    Args:
+      local: this process's part, [B / processes, ...] each; the k-th process holds the k-th part.
+      mesh: of `make_mesh`.
+    """
+    where = split(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(where, np.asarray(array))
+        for name, array in local.items()
+    }
+
+
+def check_batch_size(batch_size: int, mesh: Mesh, accumulate_steps: int = 1) -> None:
+    """Refuses a global batch that cannot be shared in equal parts.
+
+    Raises:
+      UserError: it is not a multiple of the number of devices times `accumulate_steps`.
+    """
+    parts = mesh.size * accumulate_steps
+    if batch_size % parts:
+        devices = f"{mesh.size} device{'s' if mesh.size > 1 else ''}"
+        raise UserError(
+            f"data.batch_size is {batch_size}, which {devices} cannot share in "
+            f"accumulate_steps = {accumulate_steps} equal parts each; expected a multiple of "
+            f"{parts}, as {max(1, round(batch_size / parts)) * parts}."
+        )
+
+
+@contextlib.contextmanager
+def ended_with_its_peers() -> Iterator[None]:
+    """Ends this process with one sentence where another process of the run is gone.
+
+    It ends at once, with EXIT_PEER_GONE: an ordinary end waits for the others.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        reason = str(error).strip().splitlines()[0][:200]
+        print(
+            f"error: Another process of this run is gone: start all of them again, and they go on "
+            f"from the last checkpoint ({reason}).",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
+        os._exit(EXIT_PEER_GONE)
+
+
+def is_main() -> bool:
+    """Whether this process is the one that prints and writes."""
+    return jax.process_index() == 0
+
+
+@contextlib.contextmanager
+def only_main_speaks() -> Iterator[None]:
+    """Drops what the other processes print on stdout; errors on stderr stay."""
+    with contextlib.redirect_stdout(sys.stdout if is_main() else io.StringIO()):
+        yield
+
+
+def decided_by_main(value: int) -> int:
+    """Process 0's value, on all processes; all must call it."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.broadcast_one_to_all(np.int64(value)))
