@@ -3,10 +3,13 @@ import json
 import pathlib
 import shutil
 import time
+from typing import Any
 
+import jax
+import numpy as np
 import pytest
 
-from urnet_jax import checkpoint, state, training
+from urnet_jax import checkpoint, resume, state, training, writers
 from urnet_jax.checkpoint import Checkpointer
 from urnet_jax.errors import UserError
 
@@ -51,10 +54,9 @@ def remove_weights(newest):
     return file
 
 
-def remove_position(newest):
-    (file,) = (newest / "data").glob("*.json")
-    file.unlink()
-    return file
+def remove_meta(newest):
+    (newest / "meta" / "metadata").unlink()
+    return newest / "meta" / "metadata"
 
 
 def garble_meta(newest):
@@ -62,27 +64,62 @@ def garble_meta(newest):
     return newest / "meta" / "metadata"
 
 
-DAMAGES = [truncate_largest, change_a_byte, remove_weights, remove_position, garble_meta]
+def garble_checksums(newest):
+    (newest / "checksums.json").write_text("garbage")
+    return newest / "checksums.json"
+
+
+DAMAGES = [truncate_largest, change_a_byte, remove_weights, remove_meta, garble_meta]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_is_one_sentence_that_names_folder_and_file(damage, workdir, newest, tiny):
+def test_a_damaged_checkpoint_is_named_and_the_one_before_read(damage, workdir, newest, capsys):
     file = damage(newest)
     state_now = "missing" if "remove" in damage.__name__ else "not as it was written"
-    sentence = (
-        f"The checkpoint {newest} cannot be read ({file.relative_to(newest)} is {state_now}); move "
-        "that folder away to go on from the one before it, or start in a new workdir."
-    )
     before = contents(workdir)
-    for go in (
-        lambda: checkpoint.load_for_evaluation(workdir),
-        lambda: training.train_and_evaluate(tiny(), workdir),
-        lambda: checkpoint.check_init_from(tiny({"joint.init_from": str(workdir)}), "joint"),
+    for read in (
+        lambda: checkpoint.load_for_evaluation(workdir)[0],
+        lambda: checkpoint.newest_meta(workdir),
     ):
-        with pytest.raises(UserError) as error:
-            go()
-        assert str(error.value) == sentence
+        meta = read()
+        assert meta is not None and meta.step == 28
+        assert capsys.readouterr().err == (
+            f"warning: The checkpoint {newest} cannot be read ({file.relative_to(newest)} is "
+            f"{state_now}); move that folder away to go on from the one before it, or start in a "
+            "new workdir.\n"
+        )
     assert contents(workdir) == before
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, garble_checksums])
+def test_a_run_sets_a_damaged_checkpoint_aside_and_goes_on(
+    damage, workdir, newest, finished, tiny, capsys
+):
+    damage(newest)
+    damaged = contents(newest)
+    training.train_and_evaluate(tiny(), workdir)
+    printed, errors = capsys.readouterr()
+    assert printed.startswith("Going on from step 28: step 10 of phase joint.\n")
+    assert errors.startswith(f"warning: The checkpoint {newest} cannot be read (")
+    assert errors.endswith(f"): it was moved to {workdir / 'damaged' / '29'}.\n")
+    assert contents(workdir / "damaged" / "29") == damaged
+    found, expected = (checkpoint.load_for_evaluation(run)[1:] for run in (workdir, finished))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_a_second_damage_does_not_replace_the_first(workdir, newest, tiny):
+    for _ in range(2):
+        change_a_byte(newest)
+        training.train_and_evaluate(tiny(), workdir)
+    assert {path.name for path in (workdir / "damaged").iterdir()} == {"29", "29.2"}
+
+
+def test_where_all_are_damaged_evaluation_is_one_sentence(workdir, newest, capsys):
+    for folder in (newest, newest.with_name("28")):
+        remove_meta(folder)
+    with pytest.raises(UserError, match=f"The checkpoint {newest} cannot be read"):
+        checkpoint.load_for_evaluation(workdir)
+    assert len(capsys.readouterr().err.splitlines()) == 2
 
 
 def config_without_data(newest):
@@ -103,11 +140,8 @@ def remove_state(newest):
     shutil.rmtree(newest / "state")
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [truncate_largest, garble_meta, list_as_meta, config_without_data, another_phase, remove_state],
-)
-def test_damage_is_one_sentence_without_checksums_too(damage, workdir, newest):
+@pytest.mark.parametrize("damage", [truncate_largest, remove_state])
+def test_a_damaged_state_is_one_sentence_without_checksums_too(damage, workdir, newest):
     (newest / "checksums.json").unlink()
     damage(newest)
     with pytest.raises(UserError) as error:
@@ -116,6 +150,14 @@ def test_damage_is_one_sentence_without_checksums_too(damage, workdir, newest):
     assert sentence.startswith(f"The checkpoint {newest} cannot be read (")
     assert sentence.endswith("or start in a new workdir.")
     assert "\n" not in sentence and "0x" not in sentence
+
+
+@pytest.mark.parametrize("damage", [garble_meta, list_as_meta, config_without_data, another_phase])
+def test_a_damaged_meta_shows_without_checksums_too(damage, workdir, newest, capsys):
+    (newest / "checksums.json").unlink()
+    damage(newest)
+    assert checkpoint.load_for_evaluation(workdir)[0].step == 28
+    assert f"warning: The checkpoint {newest} cannot be read (" in capsys.readouterr().err
 
 
 def test_a_checkpoint_needs_no_checksums(workdir, newest):
@@ -143,6 +185,34 @@ def test_the_newest_are_kept(finished):
     assert names == ["28", "29"]
 
 
+def test_the_best_is_kept_too_and_evaluated(tiny, tmp_path):
+    fields = {"checkpoint.keep": 1, "checkpoint.keep_best": 1, "eval.every_epochs": 0.1}
+    fields |= {"gates.epochs": 0.0, "joint.epochs": 0.0, "pretrain.learning_rate": 0.3}
+    training.train_and_evaluate(tiny(fields), tmp_path)
+    scores = {
+        line["step"]: line["top1_percent"]
+        for line in writers.read(tmp_path)
+        if line["kind"] == "eval"
+    }
+    assert set(scores) == {2, 4, 6, 8, 10, 11}
+    best = max(scores, key=lambda step: (scores[step], step))
+    assert checkpoint.steps(tmp_path) == sorted({best, 11})
+    cases: Any = (("best", best), (best, best), ("newest", 11))
+    for which, step in cases:
+        meta = checkpoint.load_for_evaluation(tmp_path, which)[0]
+        assert (meta.step, meta.top1_percent) == (step, scores[step])
+    with pytest.raises(UserError, match=r"holds no checkpoint 3; it holds the steps \d+"):
+        checkpoint.load_for_evaluation(tmp_path, 3)
+
+
+def test_a_run_without_evaluated_checkpoints_has_no_best(workdir):
+    for step in checkpoint.steps(workdir):
+        file = workdir / "checkpoints" / str(step) / "meta" / "metadata"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"top1_percent": None}))
+    with pytest.raises(UserError, match="holds the steps 28, 29, none evaluated"):
+        checkpoint.load_for_evaluation(workdir, "best")
+
+
 def test_meta_tells_of_the_run(finished, tiny):
     meta = checkpoint.newest_meta(finished)
     assert meta is not None
@@ -153,7 +223,8 @@ def test_meta_tells_of_the_run(finished, tiny):
 
 def test_what_is_restored_is_what_evaluation_loads(finished):
     meta, params, batch_stats = checkpoint.load_for_evaluation(finished)
-    abstract = state.abstract_state(meta.config, meta.phase, meta.steps_per_epoch)
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = state.abstract_state(meta.config, meta.phase, meta.steps_per_epoch, here)
     checkpointer = Checkpointer(finished)
     restored = checkpointer.restore_state(meta.step, abstract)
     checkpointer.close()
@@ -223,7 +294,7 @@ def test_a_folder_without_checkpoints_is_one_sentence(folder, tmp_path, monkeypa
 
 def test_init_from_must_be_a_run_of_the_same_network(finished, tiny, tmp_path):
     with pytest.raises(UserError) as error:
-        checkpoint.check_init_from(tiny({"gates.init_from": str(tmp_path)}), "gates")
+        resume.check_init_from(tiny({"gates.init_from": str(tmp_path)}), "gates")
     assert str(error.value) == (
         f"gates.init_from is {tmp_path}, which holds no checkpoint; name the workdir of a run."
     )
@@ -242,12 +313,13 @@ def test_init_from_must_be_a_run_of_the_same_network(finished, tiny, tmp_path):
         )
     assert not (tmp_path / "new").exists()
     plain = tiny({"joint.init_from": str(finished), "model.gated": False})
-    checkpoint.check_init_from(plain, "joint")
+    resume.check_init_from(plain, "joint")
 
 
-def test_a_checkpoint_opens_on_another_kind_of_device(workdir, newest):
+def test_a_checkpoint_opens_on_another_device(workdir, newest):
     (newest / "checksums.json").unlink()
-    record = newest / "state" / "_sharding"  # where Orbax notes the device of every array
-    assert "cpu:0" in record.read_text()
-    record.write_text(record.read_text().replace("cpu:0", "cuda:0"))
+    record = newest / "state" / "_sharding"  # where Orbax notes the devices of every array
+    here, elsewhere = r"{\"id\": 0}", r"{\"id\": 2048}"
+    assert here in record.read_text()
+    record.write_text(record.read_text().replace(here, elsewhere))
     assert checkpoint.load_for_evaluation(workdir)[0].step == 29

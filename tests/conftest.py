@@ -24,6 +24,7 @@ TINY = {
     "eval.every_epochs": 0.2,  # 4
     "eval.scales": (0.2, 1.0),
     "checkpoint.every_epochs": 0.1,  # 2
+    "checkpoint.keep_best": 0,
     "log.every_steps": 3,
 }
 """Fields in which the tests' runs on digits differ from configs/digits.py."""

@@ -42,9 +42,8 @@ def run(batch_size: int, scales=(0.2, 0.6, 1.0)) -> Evaluation:
 
 def save_run(workdir, config: Config, phase: str, variables: tuple[Any, Any]) -> None:
     begun = state.begin_phase(*variables, config, phase, 20, step=7)
-    train = data.train_batches(data.open_split(config.data, "train"), config.data, seed=0)
     checkpointer = Checkpointer(workdir, keep=1)
-    checkpointer.save(begun, iter(train), Meta(7, phase, 0, 10, 20, config))
+    checkpointer.save(begun, Meta(7, phase, 0, 10, 20, config))
     checkpointer.close()
 
 

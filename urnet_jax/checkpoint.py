@@ -1,26 +1,29 @@
-"""Checkpoints: the training state, the input's position and the config. The only user of Orbax."""
+"""Checkpoints: the training state and what it says of itself. The only user of Orbax."""
 
+import concurrent.futures
+import contextlib
 import dataclasses
+import errno
 import json
-import zlib
-from collections.abc import Iterable, Iterator
-from typing import Any
+import os
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
-import grain.python as grain
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from urnet_jax import checksums, sharding
 from urnet_jax import config as config_lib
 from urnet_jax import state as state_lib
-from urnet_jax.architecture import Architecture
 from urnet_jax.config import Config
 from urnet_jax.errors import UserError
 from urnet_jax.optimizer import PHASES
 from urnet_jax.state import TrainState, Tree
 
 FOLDER = "checkpoints"
-CHECKSUMS = "checksums.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +31,13 @@ class Meta:
     """What a checkpoint says of itself.
 
     Attributes:
-      step: training steps taken over all phases.
+      step: training steps taken over all phases, and batches taken from the input.
       phase: the phase that the state belongs to.
       phase_step: steps taken in it.
       phase_steps: steps that the phase has in all.
       steps_per_epoch: training steps of one epoch.
       config: the run's config.
+      top1_percent: mean over the scales of the evaluation at this step, None where there was none.
     """
 
     step: int
@@ -42,6 +46,7 @@ class Meta:
     phase_steps: int
     steps_per_epoch: float
     config: Config
+    top1_percent: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -49,96 +54,131 @@ class Meta:
 
 
 class Checkpointer:
-    """The checkpoints of one workdir."""
+    """Writes and restores the checkpoints of one workdir; all processes of a run do so together."""
 
-    def __init__(self, workdir: epath.PathLike, *, keep: int | None = None) -> None:
-        """Opens `workdir` (which need not exist yet) and keeps the `keep` newest checkpoints."""
+    def __init__(self, workdir: epath.PathLike, *, keep: int = 0, keep_best: int = 0) -> None:
+        """Opens `workdir`, which need not exist yet where checkpoints are to be written.
+
+        Args:
+          workdir: the run's folder.
+          keep: the newest checkpoints to keep; 0 opens the workdir for reading only.
+          keep_best: also kept, of those that were evaluated, by `Meta.top1_percent`.
+        """
         self.directory = _folder(workdir)
+        self._top1 = {step: _top1_percent(workdir, step) for step in steps(workdir)}
+        self._saving: int | None = None
+        self._sealing: concurrent.futures.Future | None = None
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "checksums")
+        self._waited = threading.Event()
+        writes = keep > 0
+        policies = ocp.checkpoint_managers
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep,
-                create=keep is not None,
-                cleanup_tmp_directories=keep is not None,
-                enable_async_checkpointing=False,
+                create=writes,
+                cleanup_tmp_directories=writes,
+                preservation_policy=policies.AnyPreservationPolicy(
+                    [policies.LatestN(keep), _Best(keep_best, self._top1)]
+                ),
+                enable_async_checkpointing=writes,
             ),
             item_handlers={  # pyright: ignore[reportArgumentType]
                 "state": ocp.StandardCheckpointHandler(),
                 "meta": ocp.JsonCheckpointHandler(),
-                "data": grain.PyGrainCheckpointHandler(),
             },
         )
 
-    def latest_step(self) -> int | None:
-        """Step of the newest complete checkpoint, None where there is none."""
-        return self._manager.latest_step()
+    def save(self, state: TrainState, meta: Meta) -> None:
+        """Begins to write a checkpoint, and returns once `state` may be changed.
 
-    def save(self, state: TrainState, data: Any, meta: Meta) -> None:
-        """Writes a checkpoint; it counts only once it is complete. A step is saved once."""
-        if meta.step in self._manager.all_steps():
+        It counts only once it is complete. A step is saved once.
+
+        Raises:
+          UserError: this checkpoint or the one before it cannot be written.
+        """
+        if meta.step in self._top1:
             return
-        self._manager.save(
-            meta.step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                data=grain.PyGrainCheckpointSave(data),
-                meta=ocp.args.JsonSave(meta.to_json()),
-            ),
-        )
-        _write_checksums(self.directory / str(meta.step))
+        self.wait()
+        self._saving, self._top1[meta.step] = meta.step, meta.top1_percent
+        with self._writing():
+            self._manager.save(
+                meta.step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),  # pyright: ignore[reportCallIssue]
+                    meta=ocp.args.JsonSave(meta.to_json()),  # pyright: ignore[reportCallIssue]
+                ),
+            )
+        if sharding.is_main():
+            self._waited.clear()
+            self._sealing = self._thread.submit(self._seal, meta.step)
 
-    def restore_meta(self, step: int) -> Meta:
-        """What the checkpoint at `step` says of itself."""
-        args = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        saved = self._restore(step, args).meta
-        try:
-            meta = Meta(**{**saved, "config": config_lib.from_json(saved["config"])})
-            config_lib.architecture(meta.config)
-            if meta.phase not in PHASES:
-                raise ValueError(f"its phase is {meta.phase!r}")
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise self._damaged(step, error) from error
-        return meta
+    def wait(self) -> None:
+        """Returns once all is written; a UserError if that is not possible."""
+        with self._writing():
+            try:
+                self._manager.wait_until_finished()
+            finally:
+                self._waited.set()
+            if self._sealing is not None:
+                self._sealing.result()
+            self._sealing = None
 
     def restore_state(self, step: int, abstract: TrainState) -> TrainState:
-        """The training state at `step`, in the shapes of `abstract`."""
+        """The training state at `step`, in the shapes and shardings of `abstract`."""
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))  # pyright: ignore[reportCallIssue]
-        return self._restore(step, args).state
-
-    def restore_data(self, step: int, data: Any) -> None:
-        """Puts the input iterator `data` back to where it was at `step`."""
-        args = ocp.args.Composite(data=grain.PyGrainCheckpointRestore(data))
-        self._restore(step, args)
-
-    def check_files(self, step: int) -> None:
-        """Raises UserError if a file of the checkpoint is missing or is not as it was written."""
-        folder = self.directory / str(step)
         try:
-            # A kill between the last file and the checksums leaves a whole checkpoint without them.
-            listed = (folder / CHECKSUMS).read_text() if (folder / CHECKSUMS).exists() else "{}"
-            for name, expected in json.loads(listed).items():
-                if not (folder / name).exists():
-                    raise ValueError(f"{name} is missing")
-                if zlib.crc32((folder / name).read_bytes()) != expected:
-                    raise ValueError(f"{name} is not as it was written")
-        except (OSError, ValueError) as error:
-            raise self._damaged(step, error) from error
+            restored: Any = self._manager.restore(step, args=args)
+        except Exception as error:  # Orbax and TensorStore raise many kinds for a bad file.
+            raise damaged(self.directory / str(step), error) from error
+        return restored.state
 
     def close(self) -> None:
-        self._manager.close()
-
-    def _restore(self, step: int, args: Any) -> Any:
         try:
-            return self._manager.restore(step, args=args)
-        except Exception as error:  # Orbax and TensorStore raise many kinds for a bad file.
-            raise self._damaged(step, error) from error
+            self.wait()
+        finally:
+            self._thread.shutdown()
+            self._manager.close()
 
-    def _damaged(self, step: int, error: Exception) -> UserError:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        return UserError(
-            f"The checkpoint {self.directory / str(step)} cannot be read ({reason}); move that "
-            "folder away to go on from the one before it, or start in a new workdir."
-        )
+    def _seal(self, step: int) -> None:
+        """Writes the checksums of a checkpoint as soon as it is complete."""
+        complete = waited = False
+        while not (complete or waited):
+            waited = self._waited.wait(0.02)
+            complete = step in ocp.utils.checkpoint_steps(self.directory)
+        if complete:
+            checksums.write(self.directory / str(step))
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # Orbax and TensorStore wrap what the file system says.
+            said = str(error).strip() or type(error).__name__
+            known = map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES))
+            reason = next((text for text in known if text in said), said.splitlines()[-1][:300])
+            raise UserError(
+                f"The checkpoint of step {self._saving} cannot be written to {self.directory} "
+                f"({reason}): make room or mend it; the same command then goes on from the "
+                "checkpoint before."
+            ) from error
+
+
+class _Best(ocp.checkpoint_managers.PreservationPolicy):
+    """Keeps the n checkpoints with the highest top-1."""
+
+    def __init__(self, n: int, top1: dict[int, float | None]) -> None:
+        self._n, self._top1 = n, top1
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        del context
+        best = _best_steps({c.step: self._top1.get(c.step) for c in checkpoints})[: self._n]
+        return [c.step in best for c in checkpoints]
+
+
+def _best_steps(top1: dict[int, float | None]) -> list[int]:
+    """The steps that were evaluated, the best first, of equals the newest."""
+    scores = [(score, step) for step, score in top1.items() if score is not None]
+    return [step for _, step in sorted(scores, reverse=True)]
 
 
 def _folder(workdir: epath.PathLike) -> epath.Path:
@@ -147,127 +187,108 @@ def _folder(workdir: epath.PathLike) -> epath.Path:
     return (path if "://" in str(workdir) else path.resolve()) / FOLDER
 
 
-def _write_checksums(folder: epath.Path) -> None:
-    """Records the checkpoint's files: Orbax itself reads a changed byte as if it were right."""
-    sums = {str(path.relative_to(folder)): zlib.crc32(path.read_bytes()) for path in _files(folder)}
-    temporary = folder / f"{CHECKSUMS}.tmp"
-    temporary.write_text(json.dumps(sums, indent=1))
-    temporary.replace(folder / CHECKSUMS)
+def steps(workdir: epath.PathLike) -> list[int]:
+    """The steps of the complete checkpoints of `workdir`, ascending."""
+    return sorted(ocp.utils.checkpoint_steps(_folder(workdir)))
 
 
-def _files(folder: epath.Path) -> Iterator[epath.Path]:
-    for path in sorted(folder.iterdir()):  # epath has no recursive glob
-        if path.is_dir():
-            yield from _files(path)
-        else:
-            yield path
-
-
-def check_workdir(workdir: epath.PathLike, config: Config) -> Meta | None:
-    """What the newest checkpoint of `workdir` says, if there is one and `config` can go on from it.
+def read_meta(workdir: epath.PathLike, step: int) -> Meta:
+    """What the checkpoint at `step` says of itself.
 
     Raises:
-      UserError: it is of another dataset, network, batch size or seed, or of another optimiser
-        in the phase that it is in.
+      UserError: it cannot be read.
     """
-    found = newest_meta(workdir)
-    if found is None:
+    folder = _folder(workdir) / str(step)
+    try:
+        saved = json.loads((folder / "meta" / "metadata").read_text())
+        meta = Meta(**{**saved, "config": config_lib.from_json(saved["config"])})
+        config_lib.architecture(meta.config)
+        if meta.phase not in PHASES:
+            raise ValueError(f"its phase is {meta.phase!r}")
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        raise damaged(folder, error) from error
+    return meta
+
+
+def _top1_percent(workdir: epath.PathLike, step: int) -> float | None:
+    try:
+        return read_meta(workdir, step).top1_percent
+    except UserError:  # Whoever asks for this checkpoint will hear of it.
         return None
-    phase, where = found.phase, f"The workdir {workdir} holds a checkpoint of a"
-    advice = "choose another --workdir, or ask for what it holds."
-    if config.data.name != found.config.data.name:
-        raise UserError(
-            f"{where} network for {found.config.data.name}, and the config asks for "
-            f"{config.data.name}: {advice}"
-        )
-    for section, name in (("data", "batch_size"), ("", "seed")):
-        before, now = (c[section][name] if section else c[name] for c in (found.config, config))
-        if before != now:
-            raise UserError(
-                f"{where} run with {name} {before}, and the config asks for {now}, which would "
-                f"train on other examples from here on: {advice}"
-            )
-    asked, held = config_lib.architecture(config), config_lib.architecture(found.config)
-    if differing := _differences(asked, held):
-        raise UserError(
-            f"{where} {held.describe()}, and the config asks for another ({differing}): {advice}"
-        )
-    before, now = found.config[phase], config[phase]
-    if before != now and _structure(config, found) != _structure(found.config, found):
-        shaping = ("clip_norm", "gate_learning_rate_factor", "ema_decay")
-        changed = [name for name in shaping if before[name] != now[name]]
-        values = " and ".join(f"{phase}.{n} {before[n]}, not {now[n]}" for n in changed)
-        raise UserError(f"{where} phase that began with {values}: {advice}")
-    return found
 
 
-def check_init_from(config: Config, phase: str) -> None:
-    """Refuses an `init_from` whose network does not fit the config's.
-
-    The other run may be plain where this one is gated: its gates then begin anew.
-
-    Raises:
-      UserError: the folder holds no checkpoint, or one of another architecture.
-    """
-    source = config[phase].init_from
-    if not source:
-        return
-    meta = newest_meta(source)
-    if meta is None:
-        raise UserError(
-            f"{phase}.init_from is {source}, which holds no checkpoint; name the workdir of a run."
-        )
-    asked, held = config_lib.architecture(config), config_lib.architecture(meta.config)
-    ignored = {"gated"} if asked.gated and held.gated else {"gated", "gate_reduction"}
-    if differing := _differences(asked, held, ignored):
-        raise UserError(
-            f"{phase}.init_from is {source}, which holds a {held.describe()}, and the config asks "
-            f"for another network ({differing}): name a run of the same network."
-        )
+def check_files(workdir: epath.PathLike, step: int) -> None:
+    """Raises UserError if a file of the checkpoint is missing or is not as it was written."""
+    folder = _folder(workdir) / str(step)
+    try:
+        checksums.check(folder)
+    except (AttributeError, OSError, ValueError) as error:
+        raise damaged(folder, error) from error
 
 
-def _differences(asked: Architecture, held: Architecture, ignored: Iterable[str] = ()) -> str:
-    """For people: 'depth 14, not 8'; empty if they are the same."""
-    names = [field.name for field in dataclasses.fields(held) if field.name not in ignored]
-    pairs = [(name, getattr(asked, name), getattr(held, name)) for name in names]
-    return ", ".join(f"{name} {new}, not {old}" for name, new, old in pairs if new != old)
-
-
-def _structure(config: Config, meta: Meta) -> Any:
-    """What the state of the phase that `meta` is in is made of."""
-    return jax.tree.structure(state_lib.abstract_state(config, meta.phase, meta.steps_per_epoch))
+def damaged(folder: epath.Path, error: Exception) -> UserError:
+    """The error that a checkpoint cannot be read, and why."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return UserError(
+        f"The checkpoint {folder} cannot be read ({reason}); move that folder away to go on from "
+        "the one before it, or start in a new workdir."
+    )
 
 
 def newest_meta(workdir: epath.PathLike) -> Meta | None:
-    """What the newest checkpoint of `workdir` says of itself, None where there is none."""
-    if not _folder(workdir).exists():
-        return None
-    checkpointer = Checkpointer(workdir)
-    try:
-        if (step := checkpointer.latest_step()) is None:
-            return None
-        checkpointer.check_files(step)
-        return checkpointer.restore_meta(step)
-    finally:
-        checkpointer.close()
+    """What the newest whole checkpoint of `workdir` says, None where there is none.
 
-
-def load_for_evaluation(workdir: epath.PathLike) -> tuple[Meta, Tree, Tree]:
-    """The newest checkpoint's network: its meta, parameters (averaged, if so) and batch_stats.
+    A damaged one is passed over, with a sentence on stderr.
 
     Raises:
-      UserError: `workdir` holds no checkpoint, or a damaged one.
+      UserError: there are checkpoints, and all are damaged.
     """
-    meta = newest_meta(workdir)
+    error = None
+    for step in reversed(steps(workdir)):
+        try:
+            check_files(workdir, step)
+            return read_meta(workdir, step)
+        except UserError as found:
+            error = error or found
+            print(f"warning: {found}", file=sys.stderr)
+    if error is not None:
+        raise error
+    return None
+
+
+def load_for_evaluation(
+    workdir: epath.PathLike, which: Literal["newest", "best"] | int = "newest"
+) -> tuple[Meta, Tree, Tree]:
+    """A checkpoint's network: its meta, parameters (averaged, if so) and batch_stats.
+
+    Args:
+      workdir: of the run.
+      which: the newest whole one, the best by `Meta.top1_percent`, or that of a step.
+
+    Raises:
+      UserError: `workdir` holds no such checkpoint, or it is damaged.
+    """
+    if which == "newest":
+        meta = newest_meta(workdir)
+    else:
+        found = {step: _top1_percent(workdir, step) for step in steps(workdir)}
+        step = next(iter(_best_steps(found)), None) if which == "best" else which
+        if found and step not in found:
+            raise UserError(
+                f"The workdir {workdir} holds no checkpoint {which}; it holds the steps "
+                f"{', '.join(map(str, found))}" + (", none evaluated." if which == "best" else ".")
+            )
+        meta = None
+        if step in found:
+            check_files(workdir, step)
+            meta = read_meta(workdir, step)
     if meta is None:
         raise UserError(
             f"The workdir {workdir} holds no checkpoint; train there first: "
             f"python train.py --workdir={workdir}."
         )
-    checkpointer = Checkpointer(workdir)
-    try:
-        abstract = state_lib.abstract_state(meta.config, meta.phase, meta.steps_per_epoch)
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = state_lib.abstract_state(meta.config, meta.phase, meta.steps_per_epoch, here)
+    with contextlib.closing(Checkpointer(workdir)) as checkpointer:
         state = checkpointer.restore_state(meta.step, abstract)
-    finally:
-        checkpointer.close()
     return meta, state.eval_params, state.batch_stats

@@ -36,6 +36,14 @@ def run_train() -> None:
                 --config.eval.scales=0.2,0.6,1.0
     --workdir   the folder of the run: its checkpoints, metrics and tables; a run that was
                 interrupted goes on from there
+
+    On several hosts start the same command on each, the workdir on a disk that all of them see, and
+
+    --distributed  finds the others on Cloud TPU, under Slurm and Open MPI; elsewhere also
+    --coordinator=HOST:PORT --num_processes=N --process_id=K  (K from 0; HOST is that of 0)
+
+    Exit codes: 0 done; 2 an input or a disk is to be put right; 75 stopped by SIGTERM, 130 by
+    Ctrl-C: saved, and the same command goes on; 76 another process of the run is gone.
     """
     app.run(_train, flags_parser=_parse_train)
 
@@ -46,6 +54,7 @@ def run_evaluate() -> None:
         python evaluate.py --workdir=DIR [--scales=0.2,0.6,1.0] [--split=test]
 
     --workdir     the folder of a run by train.py
+    --step        newest (default), best (by the mean top-1 of its evaluation) or a step's number
     --scales      each from 0 to 1, separated by commas (default: the run's eval.scales)
     --split       test (default) or train
     --batch_size  images at a time (default: the run's eval.batch_size)
@@ -67,24 +76,35 @@ def _parse_train(argv: list[str]) -> tuple[Config, str]:
             config_lib.field(override[1])
     config_flags.DEFINE_config_dict("config", config, "The config.", sys_argv=argv)
     flags.DEFINE_string("workdir", "", "The folder of the run.")
+    flags.DEFINE_boolean("distributed", False, "Joins the other processes of the run.")
+    flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0.")
+    flags.DEFINE_integer("num_processes", None, "Of the run.", lower_bound=1)
+    flags.DEFINE_integer("process_id", None, "Of this process, from 0.", lower_bound=0)
     _parse(argv)
     config_lib.validate(FLAGS.config)
     _check_workdir()
+    by_hand = FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id
+    if any(value not in ("", None) for value in by_hand) and not FLAGS.distributed:
+        raise UserError("--coordinator, --num_processes and --process_id need --distributed.")
     return FLAGS.config, FLAGS.workdir
 
 
 @_told_to_the_user
 def _train(parsed: tuple[Config, str]) -> None:
-    from urnet_jax import training
+    from urnet_jax import sharding, training
 
     config, workdir = parsed
-    training.train_and_evaluate(config, workdir)
+    if FLAGS.distributed:
+        sharding.start_distributed(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+    with sharding.ended_with_its_peers():
+        training.train_and_evaluate(config, workdir)
 
 
 @_told_to_the_user
 def _parse_evaluate(argv: list[str]) -> tuple[float, ...] | None:
     _help(argv, run_evaluate)
     flags.DEFINE_string("workdir", "", "The folder of a run by train.py.")
+    flags.DEFINE_string("step", "newest", "Which checkpoint.")
     flags.DEFINE_string("scales", None, "Scales S, separated by commas.")
     flags.DEFINE_enum("split", "test", ["test", "train"], "The split to evaluate on.")
     flags.DEFINE_integer("batch_size", 0, "Images at a time; 0: the run's.", lower_bound=0)
@@ -93,6 +113,8 @@ def _parse_evaluate(argv: list[str]) -> tuple[float, ...] | None:
     flags.DEFINE_string("output", "", "The folder for tables and plots.")
     _parse(argv)
     _check_workdir()
+    if FLAGS.step not in ("newest", "best") and not FLAGS.step.isdecimal():
+        raise UserError(f"--step is {FLAGS.step!r}; expected newest, best or a step's number.")
     return None if FLAGS.scales is None else _scales(FLAGS.scales)
 
 
@@ -102,6 +124,7 @@ def _evaluate(scales: tuple[float, ...] | None) -> None:
 
     report.evaluate_workdir(
         FLAGS.workdir,
+        which=int(FLAGS.step) if FLAGS.step.isdecimal() else FLAGS.step,
         scales=scales,
         split=FLAGS.split,
         batch_size=FLAGS.batch_size,

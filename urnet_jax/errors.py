@@ -11,17 +11,29 @@ class UserError(ValueError):
     """An input that a user can put right; the message is one sentence that says how."""
 
 
+class Stopped(Exception):
+    """A run was asked to stop and has saved where it is; the message says so."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 @contextlib.contextmanager
 def told_to_the_user(interrupted: str) -> Iterator[None]:
     """Ends the process with one sentence on stderr where a traceback would help nobody.
 
-    Exit codes: 2 for a UserError, 130 for Ctrl-C, which shows the sentence `interrupted`.
+    Exit codes: 2 for a UserError, Stopped's own, 130 for Ctrl-C, which shows the sentence
+    `interrupted`.
     """
     try:
         yield
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except Stopped as stopped:
+        print(f"\n{stopped}", file=sys.stderr)
+        sys.exit(stopped.exit_code)
     except KeyboardInterrupt:
         print(f"\n{interrupted}", file=sys.stderr)
         sys.exit(130)

@@ -1,11 +1,13 @@
 """What a person sees of a phase in training: a bar in a terminal, lines in a log file."""
 
+import math
 import sys
 import time
 
 import jax
 from tqdm import tqdm
 
+from urnet_jax.errors import UserError
 from urnet_jax.metrics import TrainMetrics
 from urnet_jax.writers import MetricWriter
 
@@ -28,7 +30,7 @@ class PhaseProgress:
         self._every_steps, self._batch_size = every_steps, batch_size
         self._bar = tqdm(
             total=num_steps, initial=first, desc=phase, unit="step", dynamic_ncols=True,
-            disable=not sys.stderr.isatty(),
+            disable=jax.process_index() > 0 or not sys.stderr.isatty(),
         )  # fmt: skip
         self._num_steps, self._line_at = num_steps, time.monotonic()
         self._collected: list[TrainMetrics] = []
@@ -66,6 +68,16 @@ class PhaseProgress:
         self._write_due()
         self._bar.close()
 
+    def _check_finite(self, step: int, phase_step: int, metrics: TrainMetrics) -> None:
+        for name, found in (("loss", metrics.loss), ("gradient", metrics.gradient_norm)):
+            value = float(found.compute())
+            if not math.isfinite(value):
+                raise UserError(
+                    f"The {name} is {value} at step {step}, step {phase_step} of phase "
+                    f"{self._phase}: lower {self._phase}.learning_rate or set "
+                    f"{self._phase}.clip_norm; the checkpoints are of steps before."
+                )
+
     def _make_due(self) -> None:
         if self._collected:
             now = time.monotonic()
@@ -78,6 +90,8 @@ class PhaseProgress:
         step, phase_step, collected, seconds = self._due
         self._due = None
         host = jax.device_get(collected)
+        for n, metrics in enumerate(host, start=1 - len(host)):
+            self._check_finite(step + n, phase_step + n, metrics)
         merged = host[0]
         for metrics in host[1:]:
             merged = merged.merge(metrics)

@@ -9,7 +9,7 @@ import pathlib
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import flax
 import jax
@@ -108,6 +108,7 @@ def write(
 def evaluate_workdir(
     workdir: epath.PathLike,
     *,
+    which: Literal["newest", "best"] | int = "newest",
     scales: Sequence[float] | None = None,
     split: str = "test",
     batch_size: int = 0,
@@ -115,10 +116,11 @@ def evaluate_workdir(
     data_dir: str | None = None,
     output: epath.PathLike | None = None,
 ) -> pd.DataFrame:
-    """Evaluates a run's newest checkpoint: returns and prints its table, `write`s its files.
+    """Evaluates a run's checkpoint: returns and prints its table, `write`s its files.
 
     Args:
       workdir: of the run; nothing else is needed.
+      which: its checkpoint, see `checkpoint.load_for_evaluation`.
       scales: the grid of S; by default the config's.
       split: `train` or `test`.
       batch_size: samples per step; 0 takes the config's.
@@ -133,7 +135,7 @@ def evaluate_workdir(
     if batch_size < 0:
         raise UserError(f"batch_size is {batch_size}; expected at least 1, or 0 for the config's.")
     directory = epath.Path(output or workdir)
-    meta, params, batch_stats = checkpoint.load_for_evaluation(workdir)
+    meta, params, batch_stats = checkpoint.load_for_evaluation(workdir, which)
     make_folder(directory, "--output")
     config = meta.config
     if data_dir:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Sharding
 from jaxtyping import Array, Float, Int
 
 from urnet_jax import optimizer
@@ -106,15 +107,19 @@ def begin_phase(
     )
 
 
-def abstract_state(config: Config, phase: str, steps_per_epoch: float) -> TrainState:
-    """A phase's state in shapes and dtypes, on this machine's device, to restore into."""
+def abstract_state(
+    config: Config, phase: str, steps_per_epoch: float, sharding: Sharding | None = None
+) -> TrainState:
+    """A phase's state in shapes and dtypes, to restore into.
+
+    Each leaf is given `sharding`: without one of its own it would be asked for on the device that
+    it was saved from.
+    """
 
     def build() -> TrainState:
         return begin_phase(*_variables(config), config, phase, steps_per_epoch)
 
-    # Without a device of its own, a leaf would be asked for on the one that it was saved from.
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         jax.eval_shape(build),
     )

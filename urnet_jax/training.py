@@ -1,80 +1,38 @@
-"""The trainer: three phases, one after another, resumable at any step."""
+"""The trainer: three phases, one after another, resumable at any step, on any number of devices."""
 
 import contextlib
 import dataclasses
 
+import jax
+import numpy as np
 from clu import parameter_overview
 from etils import epath
 from flax import traverse_util
 from grain.python import DatasetIterator
+from jax.sharding import Mesh
 from tqdm import tqdm
 
-from urnet_jax import checkpoint, data, evaluation, optimizer, report, steps, writers
+from urnet_jax import (
+    checkpoint,
+    data,
+    evaluation,
+    interruption,
+    optimizer,
+    report,
+    resume,
+    sharding,
+    steps,
+    writers,
+)
 from urnet_jax import config as config_lib
 from urnet_jax import state as state_lib
 from urnet_jax.checkpoint import Checkpointer, Meta
 from urnet_jax.config import Config
-from urnet_jax.errors import UserError, make_folder
+from urnet_jax.errors import Stopped, UserError
+from urnet_jax.interruption import AskedToStop
 from urnet_jax.progress import PhaseProgress
 from urnet_jax.state import TrainState
 from urnet_jax.writers import MetricWriter
-
-
-def train_and_evaluate(config: Config, workdir: epath.PathLike) -> None:
-    """Trains through the phases of `config`, going on from the newest checkpoint of `workdir`.
-
-    Interrupted and started again, a run ends bit for bit where it would have ended (on CPU).
-
-    Raises:
-      UserError: the config, the data directory or the workdir does not fit; before any long work.
-    """
-    # ---- All that can be wrong, before anything takes long ----
-    config_lib.validate(config)
-    phases = phases_to_run(config)
-    found = checkpoint.check_workdir(workdir, config)
-    for phase in phases:
-        if found is None or is_before(found.phase, phase):
-            checkpoint.check_init_from(config, phase)
-    if config.log.tensorboard:
-        writers.check_tensorboard()
-
-    # ---- Data ----
-    train_split = data.open_split(config.data, "train")
-    test_split = data.open_split(config.data, "test")
-    batches = iter(data.train_batches(train_split, config.data, seed=config.seed))
-    steps_per_epoch = train_split.num_examples / config.data.batch_size
-
-    # ---- Begin, or go on ----
-    make_folder(epath.Path(workdir) / checkpoint.FOLDER, "--workdir")
-    checkpointer = Checkpointer(workdir, keep=config.checkpoint.keep)
-    if found is None:
-        begun, step = phases[0], 0
-        state = start_phase(config, begun, steps_per_epoch, before=None)
-        report_network(config, state)
-    else:
-        begun, step = found.phase, found.step
-        print(f"Going on from step {step}: step {found.phase_step} of phase {begun}.")
-        report_changes(found.config, config)
-        abstract = state_lib.abstract_state(config, begun, steps_per_epoch)
-        state = checkpointer.restore_state(step, abstract)
-        checkpointer.restore_data(step, batches)
-    (epath.Path(workdir) / "config.json").write_text(config_lib.to_json(config))
-    writer = MetricWriter(workdir, resume_step=step, tensorboard=config.log.tensorboard)
-
-    # ---- Phases ----
-    run = Run(config, steps_per_epoch, checkpointer, writer, test_split)
-    with contextlib.closing(checkpointer), contextlib.closing(writer), contextlib.closing(batches):
-        for phase in phases:
-            if is_before(phase, begun):
-                continue
-            if phase != begun:
-                state = start_phase(config, phase, steps_per_epoch, before=state)
-            state = run_phase(run, phase, state, batches)
-
-
-def is_before(phase: str, other: str) -> bool:
-    """Whether `phase` runs before the phase `other`."""
-    return optimizer.PHASES.index(phase) < optimizer.PHASES.index(other)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,10 +40,99 @@ class Run:
     """What stays the same from a run's first step to its last."""
 
     config: Config
+    mesh: Mesh
     steps_per_epoch: float
     checkpointer: Checkpointer
     writer: MetricWriter
     test_split: data.Split
+    batches: DatasetIterator
+    asked_to_stop: AskedToStop
+
+
+def train_and_evaluate(config: Config, workdir: epath.PathLike) -> None:
+    """Trains through the phases of `config`, going on from the newest checkpoint of `workdir`.
+
+    Interrupted and started again, a run ends bit for bit where it would have ended (on CPU), also
+    on another number of devices or processes up to the rounding of sums. All processes of a run
+    call this together; each batch is split over all their devices.
+
+    Raises:
+      UserError: the config, the data directory or the workdir does not fit, before any long work;
+        the loss is not finite; or a checkpoint cannot be written.
+      Stopped: the run was asked to stop, and has saved.
+    """
+    with sharding.only_main_speaks():
+        # ---- All that can be wrong, before anything takes long ----
+        config_lib.validate(config)
+        phases, mesh = phases_to_run(config), sharding.make_mesh()
+        sharding.check_batch_size(config.data.batch_size, mesh, config.accumulate_steps)
+        if config.log.tensorboard:
+            writers.check_tensorboard()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(resume.locked(workdir))
+            found = resume.check_workdir(workdir, config)
+            for phase in phases:
+                if found is None or is_before(found.phase, phase):
+                    resume.check_init_from(config, phase)
+            train_split = data.open_split(config.data, "train")
+            test_split = data.open_split(config.data, "test")
+
+            # ---- Run ----
+            settings = config.checkpoint
+            checkpointer = Checkpointer(workdir, keep=settings.keep, keep_best=settings.keep_best)
+            stack.enter_context(contextlib.closing(checkpointer))
+            writer = MetricWriter(
+                workdir, resume_step=found.step if found else 0,
+                tensorboard=config.log.tensorboard, silent=not sharding.is_main(),
+            )  # fmt: skip
+            stack.enter_context(contextlib.closing(writer))
+            batches = iter(
+                data.train_batches(
+                    train_split,
+                    config.data,
+                    seed=config.seed,
+                    process_index=jax.process_index(),
+                    process_count=jax.process_count(),
+                )  # fmt: skip
+            )
+            stack.enter_context(contextlib.closing(batches))
+            asked_to_stop = stack.enter_context(interruption.watched())
+            steps_per_epoch = train_split.num_examples / config.data.batch_size
+            run = Run(
+                config, mesh, steps_per_epoch, checkpointer, writer, test_split, batches,
+                asked_to_stop,
+            )  # fmt: skip
+            run_phases(run, phases, found)
+
+
+def run_phases(run: Run, phases: list[str], found: Meta | None) -> None:
+    """Begins, or goes on from the checkpoint that `found` describes, and trains to the end."""
+    config = run.config
+    if found is None:
+        begun = phases[0]
+        state = start_phase(config, begun, run.steps_per_epoch, None, run.mesh)
+        report_network(config, state)
+    else:
+        begun = found.phase
+        print(f"Going on from step {found.step}: step {found.phase_step} of phase {begun}.")
+        report_changes(found.config, config)
+        where = sharding.replicated(run.mesh)
+        abstract = state_lib.abstract_state(config, begun, run.steps_per_epoch, where)
+        state = run.checkpointer.restore_state(found.step, abstract)
+        run.batches.set_state({"step": found.step})
+    if sharding.is_main():
+        (run.checkpointer.directory.parent / "config.json").write_text(config_lib.to_json(config))
+    for phase in phases:
+        if is_before(phase, begun):
+            continue
+        if phase != begun:
+            state = start_phase(config, phase, run.steps_per_epoch, state, run.mesh)
+        state = run_phase(run, phase, state)
+
+
+def is_before(phase: str, other: str) -> bool:
+    """Whether `phase` runs before the phase `other`."""
+    return optimizer.PHASES.index(phase) < optimizer.PHASES.index(other)
 
 
 def phases_to_run(config: Config) -> list[str]:
@@ -106,7 +153,7 @@ def phases_to_run(config: Config) -> list[str]:
 
 
 def start_phase(
-    config: Config, phase: str, steps_per_epoch: float, before: TrainState | None
+    config: Config, phase: str, steps_per_epoch: float, before: TrainState | None, mesh: Mesh
 ) -> TrainState:
     """The first state of a phase: weights from `init_from`, else from the phase before it."""
     if before is None:
@@ -120,10 +167,11 @@ def start_phase(
         params = {path: flat[path] for path in traverse_util.flatten_dict(params)}
         params = traverse_util.unflatten_dict(params)
     step = 0 if before is None else before.step
+    params, batch_stats = sharding.replicate((params, batch_stats), mesh)
     return state_lib.begin_phase(params, batch_stats, config, phase, steps_per_epoch, step)
 
 
-def run_phase(run: Run, phase: str, state: TrainState, batches: DatasetIterator) -> TrainState:
+def run_phase(run: Run, phase: str, state: TrainState) -> TrainState:
     """Trains to the end of the phase; evaluates and saves on the way and at the end."""
     config = run.config
     num_steps = optimizer.num_steps(config[phase].epochs, run.steps_per_epoch)
@@ -134,8 +182,8 @@ def run_phase(run: Run, phase: str, state: TrainState, batches: DatasetIterator)
     if first >= num_steps:
         print(f"Phase {phase} is finished.")
         return state
-    train_step = steps.make_train_step(config, phase, run.steps_per_epoch)
-    eval_step = steps.make_eval_step(config, phase)
+    train_step = steps.make_train_step(config, phase, run.steps_per_epoch, run.mesh)
+    eval_step = steps.make_eval_step(config, phase, mesh=run.mesh)
     progress = PhaseProgress(
         run.writer, phase, first=first, num_steps=num_steps,
         every_steps=config.log.every_steps, batch_size=config.data.batch_size,
@@ -143,21 +191,30 @@ def run_phase(run: Run, phase: str, state: TrainState, batches: DatasetIterator)
 
     for n in range(first + 1, num_steps + 1):
         # ---- Step: dispatched, not waited for ----
-        state, metrics = train_step(state, next(batches))
+        batch = sharding.global_batch(next(run.batches), run.mesh)
+        state, metrics = train_step(state, batch)
         progress.add(offset + n, n, metrics)
-        last = n == num_steps
+        last, stop = n == num_steps, run.asked_to_stop(offset + n)
         evaluates = last or (eval_every and n % eval_every == 0)
-        saves = last or (save_every and n % save_every == 0)
-        if not (evaluates or saves):
+        if not (evaluates or stop or (save_every and n % save_every == 0)):
             continue
 
         # ---- Evaluate, save ----
         progress.pause()
+        meta = Meta(offset + n, phase, n, num_steps, run.steps_per_epoch, config)
+        if stop:  # Whoever asked may not wait for an evaluation.
+            run.checkpointer.save(state, meta)
+            run.checkpointer.wait()
         if evaluates:
-            evaluate(run, phase, offset + n, state, eval_step, is_last=last)
-        if saves:
-            meta = Meta(offset + n, phase, n, num_steps, run.steps_per_epoch, config)
-            run.checkpointer.save(state, batches, meta)
+            top1 = evaluate(run, phase, offset + n, state, eval_step, is_last=last)
+            meta = dataclasses.replace(meta, top1_percent=top1)
+        if last or (save_every and n % save_every == 0):
+            run.checkpointer.save(state, meta)
+        if stop:
+            raise Stopped(
+                f"{stop}: stopped after step {offset + n} and saved; the same command goes on.",
+                interruption.EXIT_CODES[stop],
+            )
         progress.resume()
     progress.close()
     return state
@@ -166,8 +223,12 @@ def run_phase(run: Run, phase: str, state: TrainState, batches: DatasetIterator)
 def evaluate(
     run: Run, phase: str, step: int, state: TrainState, eval_step: steps.EvalStep, *,
     is_last: bool,
-) -> None:  # fmt: skip
-    """Evaluates on the test split, writes a line per S, and shows a table where `is_last`."""
+) -> float:  # fmt: skip
+    """Evaluates on the test split, writes a line per S, and shows a table where `is_last`.
+
+    Returns:
+      Top-1 in percent, the mean over the scales.
+    """
     config = run.config
     scales = (1.0,) if phase == "pretrain" else config.eval.scales
     summary = evaluation.summarize(
@@ -180,18 +241,20 @@ def evaluate(
             scales,
             config.eval.batch_size,
             progress=False,
+            mesh=run.mesh,
         )  # fmt: skip
     )
     for row in summary.to_dict("records"):
         run.writer.write("eval", step, {"phase": phase, **row})
     if is_last:
         report.print_table(summary, f"After phase {phase}, step {step}, test split")
-        return
-    shown = ", ".join(
-        f"{row['top1_percent']:.2f} at S {row['scale']:g} (usage {row['usage_mean']:.2f})"
-        for row in summary.to_dict("records")
-    )
-    tqdm.write(f"{phase} step {step}: top-1 {shown}")
+    else:
+        shown = ", ".join(
+            f"{row['top1_percent']:.2f} at S {row['scale']:g} (usage {row['usage_mean']:.2f})"
+            for row in summary.to_dict("records")
+        )
+        tqdm.write(f"{phase} step {step}: top-1 {shown}")
+    return float(np.mean(summary["top1_percent"]))
 
 
 def report_network(config: Config, state: TrainState) -> None:

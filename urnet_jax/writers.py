@@ -1,5 +1,6 @@
 """Where metrics go: JSON lines, and TensorBoard with the extra; the only user of tensorboardX."""
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping
@@ -16,15 +17,25 @@ class MetricWriter:
     """Appends one JSON object per call to `workdir/metrics.jsonl`."""
 
     def __init__(
-        self, workdir: epath.PathLike, *, resume_step: int = 0, tensorboard: bool = False
-    ) -> None:
+        self, workdir: epath.PathLike, *, resume_step: int = 0, tensorboard: bool = False,
+        silent: bool = False,
+    ) -> None:  # fmt: skip
         """Opens the file and drops what an interrupted run wrote after `resume_step`.
+
+        Args:
+          workdir: the run's folder.
+          resume_step: that the run goes on from.
+          tensorboard: writes TensorBoard events too.
+          silent: writes nothing, as all processes of a run but one do.
 
         Raises:
           UserError: `tensorboard` is asked for and tensorboardX is not installed.
         """
+        self._file = self._events = None
+        if silent:
+            return
         self._events = _open_tensorboard(workdir, resume_step) if tensorboard else None
-        path = epath.Path(workdir) / FILE
+        self._path = path = epath.Path(workdir) / FILE
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in lines if _step(line) <= resume_step]
         temporary = path.with_name(f"{FILE}.tmp")
@@ -36,10 +47,21 @@ class MetricWriter:
         """Writes `values` (numbers and strings) of a `kind` (train, eval) at a step.
 
         JSON knows no NaN, which the loss of a diverged network is: such a number becomes null.
+
+        Raises:
+          UserError: the file system does not take it.
         """
+        if self._file is None:
+            return
         values = {name: _finite_or_none(value) for name, value in values.items()}
-        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise UserError(
+                f"{self._path} cannot be written ({error.strerror}): make room or mend it; the "
+                "same command then goes on from the last checkpoint."
+            ) from error
         if self._events is None:
             return
         suffix = f"_at_{values['scale']:g}" if kind == "eval" else ""
@@ -49,7 +71,9 @@ class MetricWriter:
         self._events.flush()
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # What a full disk left in the buffer.
+                self._file.close()
         if self._events is not None:
             self._events.close()
 

@@ -1,0 +1,48 @@
+"""Being asked to stop: SIGTERM, the preemption notice of a cluster, or Ctrl-C."""
+
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+EXIT_CODES = {"SIGTERM": 75, "SIGINT": 130}
+"""Of a run that was asked to stop and saved: 75 asks a scheduler to try again (EX_TEMPFAIL)."""
+
+AskedToStop = Callable[[int], str]
+"""f(step): the signal's name once the run is to stop after this step, else an empty string."""
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[AskedToStop]:
+    """Watches for SIGTERM and Ctrl-C; a second one acts at once.
+
+    Of several processes any may get a SIGTERM, and all stop after the same step; they must all ask
+    at every step.
+    """
+    if jax.process_count() > 1:
+        yield lambda step: "SIGTERM" if multihost_utils.reached_preemption_sync_point(step) else ""
+        return
+    asked, before = [], {}
+
+    def remember(number: int, frame: Any) -> None:
+        del frame
+        asked.append(signal.Signals(number).name)
+        print("\nStopping after this step and saving; once more stops at once.", file=sys.stderr)
+        restore()
+
+    def restore() -> None:
+        for name, handler in before.items():
+            signal.signal(signal.Signals[name], handler)
+
+    if threading.current_thread() is threading.main_thread():  # Only there Python lets us.
+        for name in EXIT_CODES:
+            before[name] = signal.signal(signal.Signals[name], remember)
+    try:
+        yield lambda step: asked[0] if asked else ""
+    finally:
+        restore()
