@@ -21,6 +21,7 @@ TINY = dict.fromkeys(inference_cases.NETWORKS, CIFAR) | {
 @pytest.fixture(autouse=True)
 def tiny_networks(monkeypatch):
     monkeypatch.setattr(inference_cases, "NETWORKS", TINY)
+    monkeypatch.setattr(results, "MOST_BUSY", 1.0)  # whatever else runs beside the tests
     monkeypatch.setattr(inference, "COMPILATIONS", 1)
     monkeypatch.setattr(inference, "COMPILE_BATCH", 4)
 
