@@ -131,6 +131,13 @@ def test_going_on_between_phases_with_a_longer_config(finished, tiny, tmp_path, 
     assert_same_run(tmp_path, finished)
 
 
+def test_the_loop_moves_nothing_between_host_and_device_unasked(tiny, tmp_path, monkeypatch):
+    """All runs of these tests train under JAX's transfer guard; this one breaks its rule."""
+    monkeypatch.setattr(sharding, "global_batch", lambda local, mesh: local)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
+        training.train_and_evaluate(tiny(), tmp_path)
+
+
 def test_the_command_line_reaches_config_and_checkpoint(finished, tiny):
     assert config_lib.from_json((finished / "config.json").read_text()) == tiny()
     assert newest(finished).config == tiny()

@@ -190,10 +190,11 @@ def run_phase(run: Run, phase: str, state: TrainState) -> TrainState:
     )  # fmt: skip
 
     for n in range(first + 1, num_steps + 1):
-        # ---- Step: dispatched, not waited for ----
-        batch = sharding.global_batch(next(run.batches), run.mesh)
-        state, metrics = train_step(state, batch)
-        progress.add(offset + n, n, metrics)
+        # ---- Step: dispatched, not waited for; nothing moves to or from a device unasked ----
+        with jax.transfer_guard("disallow"):
+            batch = sharding.global_batch(next(run.batches), run.mesh)
+            state, metrics = train_step(state, batch)
+            progress.add(offset + n, n, metrics)
         last, stop = n == num_steps, run.asked_to_stop(offset + n)
         evaluates = last or (eval_every and n % eval_every == 0)
         if not (evaluates or stop or (save_every and n % save_every == 0)):
