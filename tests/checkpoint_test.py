@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import json
 import pathlib
@@ -203,6 +204,24 @@ def test_the_best_is_kept_too_and_evaluated(tiny, tmp_path):
         assert (meta.step, meta.top1_percent) == (step, scores[step])
     with pytest.raises(UserError, match=r"holds no checkpoint 3; it holds the steps \d+"):
         checkpoint.load_for_evaluation(tmp_path, 3)
+
+
+def test_the_best_is_of_the_latest_phase(workdir):
+    metas = [checkpoint.read_meta(workdir, step) for step in (28, 29)]
+    plain = dataclasses.replace(metas[0], phase="pretrain", top1_percent=99.0)
+    joint = dataclasses.replace(metas[0], phase="joint", top1_percent=1.0)
+    assert plain.score is not None and joint.score is not None and joint.score > plain.score
+    assert dataclasses.replace(plain, top1_percent=None).score is None
+
+
+def test_a_refused_run_leaves_the_folder_to_the_first(tmp_path):
+    workdir = tmp_path / "run"
+    with resume.locked(workdir):
+        with pytest.raises(UserError, match="Another run is at work"):
+            with resume.locked(workdir):
+                pass
+        assert workdir.exists()
+    assert not workdir.exists()
 
 
 def test_a_run_without_evaluated_checkpoints_has_no_best(workdir):

@@ -408,7 +408,7 @@ def test_an_unknown_execution_is_an_error_that_names_the_known_ones():
         lowered(ARCHS["A"], unknown, 8)
 
 
-@pytest.mark.parametrize("how", [name for name in EXECUTIONS if name != "dense"])
+@pytest.mark.parametrize("how", SPARSE)
 def test_training_is_dense(how: Execution):
     graph, params, stats = network("A")
     with pytest.raises(ValueError, match="in training, which needs 'dense'"):

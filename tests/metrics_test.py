@@ -16,6 +16,7 @@ def step(correct: list[float], loss: float) -> TrainMetrics:
         usage=per_sample / 4,
         scale=per_sample / 2,
         gradient_norm=jnp.array(3.0),
+        state_norm=jnp.array(5.0),
     )
 
 
@@ -30,6 +31,7 @@ def test_merged_steps_are_means_over_all_samples():
             "loss": 5 / 2,  # a step has one loss
             "scale_loss": 5 / 4,
             "gradient_norm": 3,
+            "state_norm": 5,
         }
     )
 

@@ -18,6 +18,7 @@ def step_metrics(loss: float, correct: list[float]) -> TrainMetrics:
         usage=jnp.array([0.5, 1.0]),
         scale=jnp.array([0.25, 0.75]),
         gradient_norm=jnp.float32(3.0),
+        state_norm=jnp.float32(5.0),
     )
 
 

@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import jax
 import orbax.checkpoint as ocp
@@ -24,6 +24,8 @@ from urnet_jax.optimizer import PHASES
 from urnet_jax.state import TrainState, Tree
 
 FOLDER = "checkpoints"
+
+Score: TypeAlias = tuple[int, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +50,16 @@ class Meta:
     config: Config
     top1_percent: float | None = None
 
+    @property
+    def score(self) -> Score | None:
+        """What orders checkpoints that were evaluated: a later phase, then a higher top-1.
+
+        Phases are evaluated at other scales, and their top-1 does not compare.
+        """
+        if self.top1_percent is None:
+            return None
+        return PHASES.index(self.phase), self.top1_percent
+
     def to_json(self) -> dict[str, Any]:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return fields | {"config": config_lib.to_json(self.config)}
@@ -62,10 +74,10 @@ class Checkpointer:
         Args:
           workdir: the run's folder.
           keep: the newest checkpoints to keep; 0 opens the workdir for reading only.
-          keep_best: also kept, of those that were evaluated, by `Meta.top1_percent`.
+          keep_best: also kept, of those that were evaluated, by `Meta.score`.
         """
         self.directory = _folder(workdir)
-        self._top1 = {step: _top1_percent(workdir, step) for step in steps(workdir)}
+        self._scores = {step: _score(workdir, step) for step in steps(workdir)}
         self._saving: int | None = None
         self._sealing: concurrent.futures.Future | None = None
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "checksums")
@@ -78,7 +90,7 @@ class Checkpointer:
                 create=writes,
                 cleanup_tmp_directories=writes,
                 preservation_policy=policies.AnyPreservationPolicy(
-                    [policies.LatestN(keep), _Best(keep_best, self._top1)]
+                    [policies.LatestN(keep), _Best(keep_best, self._scores)]
                 ),
                 enable_async_checkpointing=writes,
             ),
@@ -96,10 +108,10 @@ class Checkpointer:
         Raises:
           UserError: this checkpoint or the one before it cannot be written.
         """
-        if meta.step in self._top1:
+        if meta.step in self._scores:
             return
         self.wait()
-        self._saving, self._top1[meta.step] = meta.step, meta.top1_percent
+        self._saving, self._scores[meta.step] = meta.step, meta.score
         with self._writing():
             self._manager.save(
                 meta.step,
@@ -164,21 +176,21 @@ class Checkpointer:
 
 
 class _Best(ocp.checkpoint_managers.PreservationPolicy):
-    """Keeps the n checkpoints with the highest top-1."""
+    """Keeps the n checkpoints with the highest score."""
 
-    def __init__(self, n: int, top1: dict[int, float | None]) -> None:
-        self._n, self._top1 = n, top1
+    def __init__(self, n: int, scores: dict[int, Score | None]) -> None:
+        self._n, self._scores = n, scores
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
         del context
-        best = _best_steps({c.step: self._top1.get(c.step) for c in checkpoints})[: self._n]
+        best = _best_steps({c.step: self._scores.get(c.step) for c in checkpoints})[: self._n]
         return [c.step in best for c in checkpoints]
 
 
-def _best_steps(top1: dict[int, float | None]) -> list[int]:
+def _best_steps(scores: dict[int, Score | None]) -> list[int]:
     """The steps that were evaluated, the best first, of equals the newest."""
-    scores = [(score, step) for step, score in top1.items() if score is not None]
-    return [step for _, step in sorted(scores, reverse=True)]
+    known = [(score, step) for step, score in scores.items() if score is not None]
+    return [step for _, step in sorted(known, reverse=True)]
 
 
 def _folder(workdir: epath.PathLike) -> epath.Path:
@@ -210,9 +222,9 @@ def read_meta(workdir: epath.PathLike, step: int) -> Meta:
     return meta
 
 
-def _top1_percent(workdir: epath.PathLike, step: int) -> float | None:
+def _score(workdir: epath.PathLike, step: int) -> Score | None:
     try:
-        return read_meta(workdir, step).top1_percent
+        return read_meta(workdir, step).score
     except UserError:  # Whoever asks for this checkpoint will hear of it.
         return None
 
@@ -263,7 +275,7 @@ def load_for_evaluation(
 
     Args:
       workdir: of the run.
-      which: the newest whole one, the best by `Meta.top1_percent`, or that of a step.
+      which: the newest whole one, the best by `Meta.score`, or that of a step.
 
     Raises:
       UserError: `workdir` holds no such checkpoint, or it is damaged.
@@ -271,7 +283,7 @@ def load_for_evaluation(
     if which == "newest":
         meta = newest_meta(workdir)
     else:
-        found = {step: _top1_percent(workdir, step) for step in steps(workdir)}
+        found = {step: _score(workdir, step) for step in steps(workdir)}
         step = next(iter(_best_steps(found)), None) if which == "best" else which
         if found and step not in found:
             raise UserError(

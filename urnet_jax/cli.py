@@ -96,8 +96,7 @@ def _train(parsed: tuple[Config, str]) -> None:
     config, workdir = parsed
     if FLAGS.distributed:
         sharding.start_distributed(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
-    with sharding.ended_with_its_peers():
-        training.train_and_evaluate(config, workdir)
+    training.train_and_evaluate(config, workdir)
 
 
 @_told_to_the_user

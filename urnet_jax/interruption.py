@@ -1,8 +1,8 @@
 """Being asked to stop: SIGTERM, the preemption notice of a cluster, or Ctrl-C."""
 
 import contextlib
+import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -31,9 +31,10 @@ def watched() -> Iterator[AskedToStop]:
 
     def remember(number: int, frame: Any) -> None:
         del frame
-        asked.append(signal.Signals(number).name)
-        print("\nStopping after this step and saving; once more stops at once.", file=sys.stderr)
         restore()
+        asked.append(signal.Signals(number).name)
+        # Not print: the signal may have come in the middle of another one.
+        os.write(2, b"\nStopping after this step and saving; once more stops at once.\n")
 
     def restore() -> None:
         for name, handler in before.items():

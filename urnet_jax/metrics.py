@@ -14,4 +14,5 @@ class TrainMetrics(metrics.Collection):
     top1: metrics.Average.from_output("correct")  # pyright: ignore[reportInvalidTypeForm]
     usage: metrics.Average.from_output("usage")  # pyright: ignore[reportInvalidTypeForm]
     scale: metrics.Average.from_output("scale")  # pyright: ignore[reportInvalidTypeForm]
+    state_norm: metrics.Average.from_output("state_norm")  # pyright: ignore[reportInvalidTypeForm]
     gradient_norm: metrics.Average.from_output("gradient_norm")  # pyright: ignore[reportInvalidTypeForm]

@@ -69,12 +69,13 @@ class PhaseProgress:
         self._bar.close()
 
     def _check_finite(self, step: int, phase_step: int, metrics: TrainMetrics) -> None:
-        for name, found in (("loss", metrics.loss), ("gradient", metrics.gradient_norm)):
+        for name in ("loss", "gradient_norm", "state_norm"):
+            found = getattr(metrics, name)
             value = float(found.compute())
             if not math.isfinite(value):
                 raise UserError(
-                    f"The {name} is {value} at step {step}, step {phase_step} of phase "
-                    f"{self._phase}: lower {self._phase}.learning_rate or set "
+                    f"The {name.replace('_', ' ')} is {value} at step {step}, step {phase_step} of "
+                    f"phase {self._phase}: lower {self._phase}.learning_rate or set "
                     f"{self._phase}.clip_norm; the checkpoints are of steps before."
                 )
 

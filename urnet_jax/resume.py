@@ -51,8 +51,9 @@ def locked(workdir: epath.PathLike) -> Iterator[None]:
         yield
     finally:
         if handle is not None:
-            with contextlib.suppress(OSError):
-                os.rmdir(workdir)
+            if not taken:
+                with contextlib.suppress(OSError):  # It is not empty.
+                    os.rmdir(workdir)
             os.close(handle)
 
 

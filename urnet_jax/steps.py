@@ -75,6 +75,7 @@ def make_train_step(
             averaged = optax.incremental_update(moved, averaged, 1 - section.ema_decay)
             ema_params = optimizer.join(averaged, frozen)
         outputs["gradient_norm"] = optax.tree.norm(grads)
+        outputs["state_norm"] = _norm((moved, batch_stats, opt_state, ema_params))
         return TrainState(
             step=state.step + 1,
             phase_step=state.phase_step + 1,
@@ -90,6 +91,12 @@ def make_train_step(
         placed = {"in_shardings": (same, sharding.split(mesh)), "out_shardings": same}
     options = compiler_options(platform)
     return jax.jit(train_step, donate_argnums=0, compiler_options=options, **placed)
+
+
+def _norm(state: Any) -> Array:
+    """Finite if every number of the state is; its counters are left out."""
+    leaves = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return optax.tree.norm(leaves)
 
 
 def _make_loss(config: Config, phase: str, platform: str) -> LossFn:

@@ -102,7 +102,9 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> None:
                 config, mesh, steps_per_epoch, checkpointer, writer, test_split, batches,
                 asked_to_stop,
             )  # fmt: skip
-            run_phases(run, phases, found)
+            with sharding.ended_with_its_peers():  # Closing would wait for them.
+                run_phases(run, phases, found)
+                checkpointer.wait()
 
 
 def run_phases(run: Run, phases: list[str], found: Meta | None) -> None:
@@ -167,8 +169,8 @@ def start_phase(
         params = {path: flat[path] for path in traverse_util.flatten_dict(params)}
         params = traverse_util.unflatten_dict(params)
     step = 0 if before is None else before.step
-    params, batch_stats = sharding.replicate((params, batch_stats), mesh)
-    return state_lib.begin_phase(params, batch_stats, config, phase, steps_per_epoch, step)
+    begun = state_lib.begin_phase(params, batch_stats, config, phase, steps_per_epoch, step)
+    return sharding.replicate(begun, mesh)
 
 
 def run_phase(run: Run, phase: str, state: TrainState) -> TrainState:
@@ -179,11 +181,14 @@ def run_phase(run: Run, phase: str, state: TrainState) -> TrainState:
     save_every = optimizer.num_steps(config.checkpoint.every_epochs, run.steps_per_epoch)
     first = int(state.phase_step)
     offset = int(state.step) - first
+    eval_step = steps.make_eval_step(config, phase, mesh=run.mesh)
+    due = first >= num_steps or (first and eval_every and first % eval_every == 0)
+    if due and not run.writer.has("eval", int(state.step)):  # It was stopped just there.
+        evaluate(run, phase, int(state.step), state, eval_step, is_last=first >= num_steps)
     if first >= num_steps:
         print(f"Phase {phase} is finished.")
         return state
     train_step = steps.make_train_step(config, phase, run.steps_per_epoch, run.mesh)
-    eval_step = steps.make_eval_step(config, phase, mesh=run.mesh)
     progress = PhaseProgress(
         run.writer, phase, first=first, num_steps=num_steps,
         every_steps=config.log.every_steps, batch_size=config.data.batch_size,
@@ -191,8 +196,8 @@ def run_phase(run: Run, phase: str, state: TrainState) -> TrainState:
 
     for n in range(first + 1, num_steps + 1):
         # ---- Step: dispatched, not waited for; nothing moves to or from a device unasked ----
+        batch = sharding.global_batch(next(run.batches), run.mesh)
         with jax.transfer_guard("disallow"):
-            batch = sharding.global_batch(next(run.batches), run.mesh)
             state, metrics = train_step(state, batch)
             progress.add(offset + n, n, metrics)
         last, stop = n == num_steps, run.asked_to_stop(offset + n)
@@ -203,15 +208,13 @@ def run_phase(run: Run, phase: str, state: TrainState) -> TrainState:
         # ---- Evaluate, save ----
         progress.pause()
         meta = Meta(offset + n, phase, n, num_steps, run.steps_per_epoch, config)
-        if stop:  # Whoever asked may not wait for an evaluation.
-            run.checkpointer.save(state, meta)
-            run.checkpointer.wait()
-        if evaluates:
+        if evaluates and not stop:  # Whoever asked to stop may not wait for an evaluation.
             top1 = evaluate(run, phase, offset + n, state, eval_step, is_last=last)
             meta = dataclasses.replace(meta, top1_percent=top1)
-        if last or (save_every and n % save_every == 0):
+        if last or stop or (save_every and n % save_every == 0):
             run.checkpointer.save(state, meta)
         if stop:
+            run.checkpointer.wait()
             raise Stopped(
                 f"{stop}: stopped after step {offset + n} and saved; the same command goes on.",
                 interruption.EXIT_CODES[stop],

@@ -32,6 +32,8 @@ class MetricWriter:
           UserError: `tensorboard` is asked for and tensorboardX is not installed.
         """
         self._file = self._events = None
+        before = [line for line in read(workdir) if line["step"] <= resume_step]
+        self._held = {(line.get("kind"), line["step"]) for line in before}
         if silent:
             return
         self._events = _open_tensorboard(workdir, resume_step) if tensorboard else None
@@ -69,6 +71,10 @@ class MetricWriter:
             if isinstance(value, int | float):
                 self._events.add_scalar(f"{kind}/{name}{suffix}", value, step)
         self._events.flush()
+
+    def has(self, kind: str, step: int) -> bool:
+        """Whether the file held a line of this kind and step when it was opened."""
+        return (kind, step) in self._held
 
     def close(self) -> None:
         if self._file is not None:
