@@ -102,6 +102,19 @@ def test_processes_share_the_batch_and_one_of_them_writes(alone, tmp_path):
 
 
 @pytest.mark.slow
+def test_three_phases_in_parts_with_padded_evaluation_on_two_processes(tmp_path):
+    """360 images in batches of 100, over four devices."""
+    fields = {"pretrain.epochs": 0.2, "gates.epochs": 0.1, "joint.epochs": 0.2}
+    fields |= {"accumulate_steps": 2, "eval.batch_size": 100}
+    for process in start_two(tmp_path, *(f"--config.{n}={value}" for n, value in fields.items())):
+        finish(process)
+    text = (tmp_path / "run" / "metrics.jsonl").read_text()
+    evaluated = [line for line in map(json.loads, text.splitlines()) if line["kind"] == "eval"]
+    assert [line["phase"] for line in evaluated] == ["pretrain", *["gates"] * 2, *["joint"] * 2]
+    assert {line["examples"] for line in evaluated} == {360}
+
+
+@pytest.mark.slow
 def test_stopped_on_four_devices_goes_on_with_one(alone, tmp_path):
     with start(tmp_path, 4) as process:
         wait_for_checkpoint(tmp_path, process)
