@@ -147,8 +147,13 @@ def test_a_process_whose_peer_dies_ends_and_the_run_goes_on(alone, tmp_path):
     with survivor:
         _, errors = survivor.communicate(timeout=60)
     assert time.monotonic() - killed < 60
-    assert survivor.returncode == 76, errors
-    assert "Another process of this run is gone: start all of them again" in errors
+    # Which comes first is chance: a sum that fails, or JAX's own heartbeat, which aborts.
+    said = {
+        76: "Another process of this run is gone: start all of them again",
+        -signal.SIGABRT: "This most likely indicates that another task died",
+    }
+    assert survivor.returncode in said, errors
+    assert said[survivor.returncode] in errors
     for process in start_two(tmp_path):
         finish(process)
     assert_same(tmp_path, alone)
