@@ -10,7 +10,7 @@ from flax import nnx, traverse_util
 from configs.digits import phase
 from urnet_jax import optimizer
 from urnet_jax.architecture import Architecture
-from urnet_jax.config import Config
+from urnet_jax.config import PHASES, Config
 from urnet_jax.resnet import ResNet
 
 ARCH = Architecture("cifar", 14, 3, image_size=8, width=4, shortcut="B")
@@ -111,7 +111,7 @@ def test_number_of_steps(epochs: float, steps: int):
     assert optimizer.num_steps(epochs, 22.453) == steps
 
 
-@pytest.mark.parametrize("name", optimizer.PHASES)
+@pytest.mark.parametrize("name", PHASES)
 def test_each_phase_moves_its_own_parameters(name: str):
     trained, frozen = optimizer.split_trained(parameters(), name)
     gates = {path for path in flat(parameters()) if "gate" in path.split("/")}

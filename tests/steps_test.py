@@ -12,8 +12,8 @@ import pytest
 from flax import traverse_util
 
 from urnet_jax import config as config_lib
-from urnet_jax import data, optimizer, state, steps
-from urnet_jax.config import Config
+from urnet_jax import data, state, steps
+from urnet_jax.config import PHASES, Config
 
 STEPS_PER_EPOCH = 22.5
 NUM_STEPS = 6
@@ -31,7 +31,7 @@ def small_config(depth: int = 8, **overrides: Any) -> Config:
     config.model.update({"depth": depth, "width": 8, "gate_bias": 0.0})
     config.gate.update({"sigmoid_probability": 0.5, "draw": "gate"})
     config.scale.update({"min": 0.2, "max": 1.0, "draw": "sample", "loss": "sample", "beta": 4.0})
-    for phase in optimizer.PHASES:
+    for phase in PHASES:
         config[phase].update({"epochs": 2.0, "learning_rate": 0.1, "warmup_epochs": 0.1})
     for name, value in overrides.items():
         section, _, field = name.rpartition("__")
@@ -154,7 +154,7 @@ def test_everything_stays_float32(joint: Run):
         assert {leaf.dtype for leaf in jax.tree.leaves(part)} == {jnp.dtype("float32")}
 
 
-@pytest.mark.parametrize("name", optimizer.PHASES)
+@pytest.mark.parametrize("name", PHASES)
 def test_steps_are_counted(name: str, request: pytest.FixtureRequest):
     states = request.getfixturevalue(name).states
     assert [int(s.step) for s in states] == list(range(100, 101 + NUM_STEPS))

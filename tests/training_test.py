@@ -174,7 +174,7 @@ def test_gates_begin_from_a_plain_run_and_leave_it_as_it_was(plain, tiny, tmp_pa
     assert all(jax.tree.leaves(moved))
 
 
-@pytest.mark.parametrize("phase", optimizer.PHASES)
+@pytest.mark.parametrize("phase", config_lib.PHASES)
 def test_every_phase_begins_from_another_run(phase, plain, finished, tiny):
     gated, ungated = newest_state(finished), newest_state(plain)
     for source, source_state in [(finished, gated), (plain, ungated)]:

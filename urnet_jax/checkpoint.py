@@ -18,9 +18,8 @@ from etils import epath
 from urnet_jax import checksums, sharding
 from urnet_jax import config as config_lib
 from urnet_jax import state as state_lib
-from urnet_jax.config import Config
+from urnet_jax.config import PHASES, Config
 from urnet_jax.errors import UserError
-from urnet_jax.optimizer import PHASES
 from urnet_jax.state import TrainState, Tree
 
 FOLDER = "checkpoints"

@@ -1,4 +1,4 @@
-"""The two commands: flags in, one call of the library, one sentence for an input that is wrong.
+"""The commands: flags in, one call of the library, one sentence for an input that is wrong.
 
 JAX is imported only after the input is found right, so that a mistake shows at once.
 """
@@ -15,7 +15,7 @@ from ml_collections import config_flags
 
 from urnet_jax import config as config_lib
 from urnet_jax.architecture import EXECUTIONS
-from urnet_jax.config import Config
+from urnet_jax.config import PHASES, Config
 from urnet_jax.errors import UserError, told_to_the_user
 
 FLAGS = flags.FLAGS
@@ -66,15 +66,26 @@ def run_evaluate() -> None:
     app.run(_evaluate, flags_parser=_parse_evaluate)
 
 
+def run_aot() -> None:
+    """Compile a run's steps for a TPU slice that is not here, and print what they take.
+
+        python -m urnet_jax.aot --config=configs/imagenet_resnet101.py --topology=v5e:16x16
+
+    --config      a config, and --config.X its fields, as for train.py
+    --topology    a generation and its shape, as v5e:4x4, v6e:16x16, v5p:4x4x4 or v4:2x2x4
+    --num_slices  of that topology, joined by the data-centre network (default: 1)
+    --phase       whose training step: pretrain, gates or joint (default: joint)
+    --fit         find the largest batch that fits, and take that (some compilations more)
+
+    It needs no TPU, only the extra tpu. Memory, FLOPs and collectives are those of one device.
+    """
+    app.run(_aot, flags_parser=_parse_aot)
+
+
 @_told_to_the_user
 def _parse_train(argv: list[str]) -> tuple[Config, str]:
     _help(argv, run_train)
-    name, argv = _take_config(argv)
-    config = config_lib.load(name)
-    for argument in argv:
-        if override := re.match(r"--?(?:no)?config\.([^=]*)", argument):
-            config_lib.field(override[1])
-    config_flags.DEFINE_config_dict("config", config, "The config.", sys_argv=argv)
+    argv = _define_config(argv)
     flags.DEFINE_string("workdir", "", "The folder of the run.")
     flags.DEFINE_boolean("distributed", False, "Joins the other processes of the run.")
     flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0.")
@@ -97,6 +108,31 @@ def _train(parsed: tuple[Config, str]) -> None:
     if FLAGS.distributed:
         sharding.start_distributed(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
     training.train_and_evaluate(config, workdir)
+
+
+@_told_to_the_user
+def _parse_aot(argv: list[str]) -> Config:
+    _help(argv, run_aot)
+    argv = _define_config(argv)
+    flags.DEFINE_string("topology", "", "A TPU slice.")
+    flags.DEFINE_integer("num_slices", 1, "Of that topology.", lower_bound=1)
+    flags.DEFINE_enum("phase", "joint", PHASES, "Whose training step.")
+    flags.DEFINE_boolean("fit", False, "Find the largest batch that fits.")
+    _parse(argv)
+    config_lib.validate(FLAGS.config)
+    if not FLAGS.topology:
+        raise UserError("--topology is missing; name a TPU slice, as --topology=v5e:4x4.")
+    return FLAGS.config
+
+
+@_told_to_the_user
+def _aot(config: Config) -> None:
+    from urnet_jax import aot
+
+    aot.without_tpu()
+    aot.report(
+        config, FLAGS.topology, num_slices=FLAGS.num_slices, phase=FLAGS.phase, fit=FLAGS.fit
+    )
 
 
 @_told_to_the_user
@@ -167,6 +203,17 @@ def _take_config(argv: list[str]) -> tuple[str, list[str]]:
     with _flag_errors():
         rest = own(argv, known_only=True)
     return name.value or "", rest
+
+
+def _define_config(argv: list[str]) -> list[str]:
+    """Defines --config and --config.X; the arguments without --config."""
+    name, argv = _take_config(argv)
+    config = config_lib.load(name)
+    for argument in argv:
+        if override := re.match(r"--?(?:no)?config\.([^=]*)", argument):
+            config_lib.field(override[1])
+    config_flags.DEFINE_config_dict("config", config, "The config.", sys_argv=argv)
+    return argv
 
 
 def _parse(argv: list[str]) -> None:

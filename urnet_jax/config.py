@@ -18,6 +18,9 @@ from urnet_jax.errors import UserError
 Config: TypeAlias = Any
 """An `ml_collections.ConfigDict`; from its source, checkers infer a type without sections."""
 
+PHASES = ("pretrain", "gates", "joint")
+"""In the order they run: the plain network, the gates alone, everything."""
+
 
 _KIND_NAMES = {
     bool: "True or False",
@@ -120,11 +123,7 @@ FIELDS: dict[str, Field] = {
     "scale.draw": _choice("sample", "step"),
     "scale.loss": _choice("sample", "batch"),
     "scale.beta": _NOT_NEGATIVE,
-    **{
-        f"{p}.{name}": known
-        for p in ("pretrain", "gates", "joint")
-        for name, known in _PHASE.items()
-    },
+    **{f"{phase}.{name}": known for phase in PHASES for name, known in _PHASE.items()},
     "eval.scales": Field(tuple, low=0, high=1, empty=False),
     "eval.every_epochs": _NOT_NEGATIVE,
     "eval.batch_size": _COUNT,

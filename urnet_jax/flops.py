@@ -34,9 +34,7 @@ class Cost:
 
 def count_macs(arch: Architecture) -> Cost:
     """Counts the multiply-adds of one image, part by part; no network is built."""
-    kernel, size = (3, arch.image_size) if arch.family == "cifar" else (7, -(-arch.image_size // 2))
-    always = _conv_macs(kernel, arch.image_channels, arch.width, size)
-    size = arch.stage_input_size
+    always, size = stem_macs(arch), arch.stage_input_size
     block_macs, gate_macs = [], []
     for stage in arch.stages:
         for i in range(stage.num_blocks):
@@ -50,6 +48,12 @@ def count_macs(arch: Architecture) -> Cost:
             size = out_size
     always += arch.stages[-1].out_channels * arch.num_classes + sum(gate_macs)
     return Cost(always, np.array(block_macs, np.int64), np.array(gate_macs, np.int64))
+
+
+def stem_macs(arch: Architecture) -> int:
+    """Multiply-adds of the first convolution on one image."""
+    kernel, size = (3, arch.image_size) if arch.family == "cifar" else (7, -(-arch.image_size // 2))
+    return _conv_macs(kernel, arch.image_channels, arch.width, size)
 
 
 def network_macs(arch: Architecture) -> int:

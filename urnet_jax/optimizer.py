@@ -8,9 +8,6 @@ from flax import traverse_util
 
 from urnet_jax.config import Config
 
-PHASES = ("pretrain", "gates", "joint")
-"""In the order they run: the plain network, the gates alone, everything."""
-
 Params = dict[str, Any]
 
 

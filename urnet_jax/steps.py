@@ -46,7 +46,7 @@ def make_train_step(
 
     Args:
       config: the run's.
-      phase: of `optimizer.PHASES`.
+      phase: of `config.PHASES`.
       steps_per_epoch: training steps of one epoch, for the schedules.
       mesh: the batch is split over its axis `data`, all else is on each of its devices; BatchNorm
         sees the global batch. By default everything stays where it is.

@@ -134,7 +134,7 @@ def run_phases(run: Run, phases: list[str], found: Meta | None) -> None:
 
 def is_before(phase: str, other: str) -> bool:
     """Whether `phase` runs before the phase `other`."""
-    return optimizer.PHASES.index(phase) < optimizer.PHASES.index(other)
+    return config_lib.PHASES.index(phase) < config_lib.PHASES.index(other)
 
 
 def phases_to_run(config: Config) -> list[str]:
@@ -143,7 +143,7 @@ def phases_to_run(config: Config) -> list[str]:
     Raises:
       UserError: no phase has a length.
     """
-    phases = [phase for phase in optimizer.PHASES if config[phase].epochs > 0]
+    phases = [phase for phase in config_lib.PHASES if config[phase].epochs > 0]
     if not config.model.gated:
         phases = [phase for phase in phases if phase != "gates"]
     if not phases:
