@@ -170,3 +170,54 @@ def test_grey_images_become_colour():
     for image in (augment.decode_eval(grey, 32), augment.decode_train(grey, 32, 0, 0, 0)):
         assert image.shape == (32, 32, 3)
         np.testing.assert_array_equal(image[..., 0], image[..., 2])
+
+
+def jpeg(pixels, mode="RGB", **settings):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(buffer, "JPEG", **settings)
+    return buffer.getvalue()
+
+
+def by_pil(file, size, *numbers):
+    """The same crop in the plain way."""
+    image = Image.open(io.BytesIO(file)).convert("RGB")
+    window, mirrored = augment.draw_crop(*image.size, *numbers)
+    image = image.crop(window).resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(image)[:, ::-1] if mirrored else np.asarray(image)
+
+
+@pytest.mark.parametrize(
+    ("size", "off"), [(300, 0.3), (60, 2.0), (15, 4.0)], ids=["whole", "halved", "eighths"]
+)
+def test_decode_train_gives_what_pil_gives(size, off):
+    photo = PHOTO.read_bytes()
+    for epoch in range(20):
+        got, want = (f(photo, size, 0, epoch, 0) for f in (augment.decode_train, by_pil))
+        assert abs(got.astype(int) - want).mean() < off
+
+
+@hypothesis.given(
+    width=st.integers(1, 200), height=st.integers(1, 200), shrinkable=st.floats(0.01, 50)
+)
+@hypothesis.settings(max_examples=50, deadline=None)
+def test_no_image_is_made_smaller_than_asked(width, height, shrinkable):
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    decoded = augment._decode(jpeg(pixels), shrinkable)
+    factor = max(f for f in (1, 2, 4, 8) if f <= max(1, shrinkable / 2))
+    assert decoded.shape == (-(-height // factor), -(-width // factor), 3)
+    crop = augment.decode_train(jpeg(pixels), 16, 0, 0, 0)
+    assert crop.shape == (16, 16, 3)
+
+
+def test_files_that_only_pil_reads():
+    photo = np.asarray(Image.open(PHOTO))
+    for mode, off in (("L", 1.5), ("CMYK", 3.0)):
+        file = jpeg(photo, mode)
+        got, want = (f(file, 64, 0, 3, 0).astype(int) for f in (augment.decode_train, by_pil))
+        assert abs(got - want).mean() < off, mode
+    whole = jpeg(photo)
+    # Bytes that do not belong there are passed over, as PIL does; a missing end is an error.
+    odd = whole[:-2] + b"\0\0\0" + whole[-2:]
+    assert augment.decode_train(odd, 64, 0, 0, 0).shape == (64, 64, 3)
+    with pytest.raises(OSError, match="truncated"):
+        augment.decode_train(whole[: len(whole) // 2], 64, 0, 0, 0)

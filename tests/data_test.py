@@ -324,36 +324,58 @@ def test_own_data_is_cropped_at_random_as_it_streams(own):
 
 
 WORKERS_SCRIPT = """
-import sys
+import json, sys
 import numpy as np
 from configs import digits
 from urnet_jax import data as data_lib
 
 if __name__ == "__main__":
+    data_dir, host, out = sys.argv[1], int(sys.argv[2]), sys.argv[3]
     data = digits.get_config().data
-    data.update(name="imagenet2012", dir=sys.argv[1], image_size=64, batch_size=50,
+    data.update(name="imagenet2012", dir=data_dir, image_size=64, batch_size=50,
                 augment="random_resized_crop", workers=2)
-    batches = iter(data_lib.train_batches(data_lib.open_split(data, "train"), data, seed=0))
-    batches.set_state({"step": 1})
-    loaded = [next(batches) for _ in range(4)]
-    batches.close()
-    np.savez(sys.argv[2], **{f"{k}{i}": v for i, b in enumerate(loaded) for k, v in b.items()})
+
+    def batches():
+        split = data_lib.open_split(data, "train")
+        return iter(data_lib.train_batches(
+            split, data, seed=0, process_index=host, process_count=2))
+
+    stopped = batches()
+    loaded = [next(stopped)]
+    state = json.dumps(stopped.get_state())
+    next(stopped)  # Seen, and lost with the process.
+    stopped.close()
+    data.workers = 1
+    resumed = batches()
+    resumed.set_state(json.loads(state))
+    loaded += [next(resumed) for _ in range(5)]
+    resumed.close()
+    np.savez(out, **{f"{k}{i}": v for i, b in enumerate(loaded) for k, v in b.items()})
 """
 
 
 @pytest.mark.slow
 @prepared("imagenet2012")
-def test_workers_give_the_batches_of_one_process(tmp_path):
+def test_workers_of_two_hosts_resume_in_mid_epoch_and_see_each_image_once(tmp_path):
     (tmp_path / "script.py").write_text(WORKERS_SCRIPT)
-    out = tmp_path / "batches.npz"
-    subprocess.run(
-        [sys.executable, tmp_path / "script.py", TFDS, out],
-        check=True,
-        timeout=120,
-        env={"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
-    )
+    environment = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    hosts = []
+    for host in "01":
+        out = tmp_path / f"host{host}.npz"
+        arguments = [sys.executable, tmp_path / "script.py", TFDS, host, out]
+        subprocess.run(arguments, check=True, timeout=120, env=environment)
+        with np.load(out) as loaded:
+            hosts.append(dict(loaded))
+
     data = imagenet(workers=0)
-    batches = iter(data_lib.train_batches(data_lib.open_split(data, "train"), data, seed=0))
-    expected = take(batches, 5)[1:]
-    with np.load(out) as loaded:
-        assert_same([{k: loaded[f"{k}{i}"] for k in expected[0]} for i in range(4)], expected)
+    expected = take(
+        iter(data_lib.train_batches(data_lib.open_split(data, "train"), data, seed=0)), 6
+    )
+    together = [
+        {k: np.concatenate([host[f"{k}{i}"] for host in hosts]) for k in expected[0]}
+        for i in range(6)
+    ]
+    assert_same(together, expected)
+    # Three batches are an epoch of the 150 images; the run was stopped within the first.
+    for epoch in (together[:3], together[3:]):
+        np.testing.assert_array_equal(np.sort(joined(epoch, "index")), np.arange(150))
