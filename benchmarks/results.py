@@ -37,7 +37,9 @@ Group: TypeAlias = tuple[str, Row, Measure]
 """What is measured together: its name, the settings that it depends on, and how."""
 
 
-def measure(groups: Iterable[Group], values: flags.FlagValues) -> tuple[epath.Path, Row]:
+def measure(
+    groups: Iterable[Group], values: flags.FlagValues, *, timed: bool = True
+) -> tuple[epath.Path, Row]:
     """Measures the groups that have not been measured with their settings.
 
     The file is written after every group, so that the same command goes on where it was stopped.
@@ -46,6 +48,7 @@ def measure(groups: Iterable[Group], values: flags.FlagValues) -> tuple[epath.Pa
       groups: in the order in which they are measured.
       values: flags `output`, the folder; `fresh`, to measure again what is there; `time_limit_s`,
         after which no further group is started.
+      timed: whether it matters that other processes are at work.
 
     Returns:
       The file, named after the device, and what it holds: `device`, `runs` (commands, dates,
@@ -74,7 +77,7 @@ def measure(groups: Iterable[Group], values: flags.FlagValues) -> tuple[epath.Pa
         others, began = timing.OtherProcesses(), time.monotonic()
         rows, notes = measure_group()
         busy, took = others.busy_share(), time.monotonic() - began
-        if busy is not None and busy > MOST_BUSY:
+        if timed and busy is not None and busy > MOST_BUSY:
             notes["busy"] = (
                 f"other processes took {100 * busy:.0f} % of the CPU and these times are not worth "
                 "keeping; measure again with --fresh when they are done"

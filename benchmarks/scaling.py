@@ -79,7 +79,7 @@ def parse(argv: list[str]) -> flags.FlagValues:
 
 def run(values: flags.FlagValues) -> epath.Path:
     """Compiles what has not been compiled, and predicts; returns the results' file."""
-    path, record = results.measure(_groups(values), values)
+    path, record = results.measure(_groups(values), values, timed=False)
     rows = record["rows"]
     print_compiled(rows)
     if base := _base(rows):
@@ -158,8 +158,9 @@ def predict(base: Row, values: flags.FlagValues) -> dict[str, list[step_model.St
 
 def print_compiled(rows: Sequence[Row]) -> None:
     """Prints a line for every compiled step."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("slice, step")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("slice, step", no_wrap=True)
+    table.add_column("dtype", no_wrap=True)
     headers = (
         "images\na chip",
         "memory,\nGiB (%)",
@@ -173,13 +174,13 @@ def print_compiled(rows: Sequence[Row]) -> None:
         parts = f" x {row['accumulate_steps']}" if row["accumulate_steps"] > 1 else ""
         first = f"{row['images_per_device']}{parts}"
         if "does_not_fit" in row:
-            table.add_row(row["topology"], first, "does not fit", "", "", "", "")
+            table.add_row(row["topology"], row["dtype"], first, "does not fit", "", "", "", "")
             continue
         images = row["batch_size"] // row["devices"] // row["accumulate_steps"]
         share = row["memory"] / (row["device_memory_bytes"] or float("nan"))
         count, size = (sum(column) for column in zip(*row["collectives"].values(), strict=True))
         table.add_row(
-            f"{row['topology']} {row['name']} {row['dtype']}", f"{images}{parts}",
+            f"{row['topology']} {row['name']}", row["dtype"], f"{images}{parts}",
             f"{row['memory'] / 2**30:.2f} ({100 * share:.0f})", f"{2e-9 * row['macs']:.0f}",
             f"{100 * row['macs'] / row['analytic_macs']:.1f}", f"{count}: {size / 2**20:.0f}",
             f"{row['compile_s']:.0f}",

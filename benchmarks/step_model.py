@@ -103,14 +103,15 @@ def predict(
     in_slice = min(chips, chip.most_in_slice)
     slices = chips // in_slice
     sides = _sides(in_slice, chip.dimensions)
-    # In a ring of n, a sum takes 2 (n - 1) / n of the bytes, and 2 (n - 1) steps one way around.
+    # In a ring of n, a sum takes 2 (n - 1) / n of the bytes, and 2 (n - 1) steps one way around;
+    # between slices, where each reaches each at once, a tree takes 2 log2(n).
     gradients_s = 2 * (in_slice - 1) / in_slice * gradient_bytes / chip.interconnect_bytes_per_s
     hops_s = HOP_S * sum(2 * (side - 1) for side in sides)
     if slices > 1:
         # Between slices each chip exchanges only its part of the sum.
         part = gradient_bytes / in_slice
         gradients_s += 2 * (slices - 1) / slices * part / chip.dcn_bytes_per_s
-        hops_s += DCN_HOP_S * 2 * (slices - 1)
+        hops_s += DCN_HOP_S * 2 * math.log2(slices)
     cores = chip.cores_per_host / chip.chips_per_host
     return Step(
         chips,

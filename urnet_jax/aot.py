@@ -42,6 +42,7 @@ _NO_TPU = {
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # Compilers may run side by side.
 }
 """What the TPU library otherwise asks its surroundings for, and complains that they do not know."""
 
@@ -170,15 +171,15 @@ def analytic_macs(config: Config, phase: str) -> float:
     """Multiply-adds of one image in a training step, from the architecture alone.
 
     A layer that is trained takes as much again for the gradient of its weights, and every layer but
-    the first as much for that of its input. In `gates` only the gates are trained, and the stem and
-    the first gate's input need no gradient (the rest carries the loss back to the gates).
+    the first as much for that of its input. In `gates` only the gates are trained, and neither the
+    stem nor the first block needs a gradient; the others carry the loss back to the gates.
     """
     arch = config_lib.architecture(config)
     cost = flops.count_macs(arch)
     forward, gates = flops.network_macs(arch), int(cost.gate_macs.sum())
     stem = flops.stem_macs(arch)
     if phase == "gates":
-        return 2.0 * forward - stem + gates
+        return 2.0 * forward - stem - int(cost.block_macs[0]) + gates
     if phase == "pretrain":
         forward -= gates  # Computed neither way.
     return 3.0 * forward - stem
