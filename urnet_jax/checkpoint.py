@@ -1,13 +1,11 @@
 """Checkpoints: the training state and what it says of itself. The only user of Orbax."""
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import errno
 import json
 import os
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -78,12 +76,10 @@ class Checkpointer:
         self.directory = _folder(workdir)
         self._scores = {step: _score(workdir, step) for step in steps(workdir)}
         self._saving: int | None = None
-        self._sealing: concurrent.futures.Future | None = None
-        self._thread = concurrent.futures.ThreadPoolExecutor(1, "checksums")
-        self._waited = threading.Event()
         writes = keep > 0
+        sealed = ocp.AsyncOptions(post_finalization_callback=self._seal)
         policies = ocp.checkpoint_managers
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
                 create=writes,
@@ -92,6 +88,7 @@ class Checkpointer:
                     [policies.LatestN(keep), _Best(keep_best, self._scores)]
                 ),
                 enable_async_checkpointing=writes,
+                async_options=sealed if writes else None,
             ),
             item_handlers={  # pyright: ignore[reportArgumentType]
                 "state": ocp.StandardCheckpointHandler(),
@@ -119,20 +116,11 @@ class Checkpointer:
                     meta=ocp.args.JsonSave(meta.to_json()),  # pyright: ignore[reportCallIssue]
                 ),
             )
-        if sharding.is_main():
-            self._waited.clear()
-            self._sealing = self._thread.submit(self._seal, meta.step)
 
     def wait(self) -> None:
         """Returns once all is written; a UserError if that is not possible."""
         with self._writing():
-            try:
-                self._manager.wait_until_finished()
-            finally:
-                self._waited.set()
-            if self._sealing is not None:
-                self._sealing.result()
-            self._sealing = None
+            self._manager.wait_until_finished()
 
     def restore_state(self, step: int, abstract: TrainState) -> TrainState:
         """The training state at `step`, in the shapes and shardings of `abstract`."""
@@ -147,17 +135,14 @@ class Checkpointer:
         try:
             self.wait()
         finally:
-            self._thread.shutdown()
             self._manager.close()
 
-    def _seal(self, step: int) -> None:
-        """Writes the checksums of a checkpoint as soon as it is complete."""
-        complete = waited = False
-        while not (complete or waited):
-            waited = self._waited.wait(0.02)
-            complete = step in ocp.utils.checkpoint_steps(self.directory)
-        if complete:
-            checksums.write(self.directory / str(step))
+    def _seal(self) -> None:
+        """Writes the checksums of a checkpoint when all else is written, before it counts."""
+        if sharding.is_main():
+            # Where it is renamed once it is complete; a bucket has it in its place from the start.
+            temporary = self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*")
+            checksums.write(next(iter(temporary), self.directory / str(self._saving)))
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -172,6 +157,13 @@ class Checkpointer:
                 f"({reason}): make room or mend it; the same command then goes on from the "
                 "checkpoint before."
             ) from error
+
+
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """Whoever asks must ask at every step, and only once: `interruption` does."""
+        del step
+        return False
 
 
 class _Best(ocp.checkpoint_managers.PreservationPolicy):

@@ -8,6 +8,9 @@ from etils import epath
 
 FILE = "checksums.json"
 
+_LATE = "_CHECKPOINT_METADATA"
+"""What Orbax writes into after all else; nothing is read from it."""
+
 
 def write(folder: epath.Path) -> None:
     """Records the files that the folder holds, at any depth."""
@@ -18,9 +21,7 @@ def write(folder: epath.Path) -> None:
 
 
 def check(folder: epath.Path) -> None:
-    """Compares the files with what was recorded.
-
-    Where nothing was recorded all is well: a kill can come between the last file and this record.
+    """Compares the files with what was recorded; where nothing was, all is taken to be well.
 
     Raises:
       ValueError: a file is missing or is not as it was written, or the record is not one.
@@ -39,5 +40,5 @@ def _files(folder: epath.Path) -> Iterator[epath.Path]:
     for path in sorted(folder.iterdir()):  # epath has no recursive glob
         if path.is_dir():
             yield from _files(path)
-        else:
+        elif path.name not in (FILE, _LATE):
             yield path

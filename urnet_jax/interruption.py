@@ -1,6 +1,7 @@
 """Being asked to stop: SIGTERM, the preemption notice of a cluster, or Ctrl-C."""
 
 import contextlib
+import itertools
 import os
 import signal
 import threading
@@ -25,7 +26,16 @@ def watched() -> Iterator[AskedToStop]:
     at every step.
     """
     if jax.process_count() > 1:
-        yield lambda step: "SIGTERM" if multihost_utils.reached_preemption_sync_point(step) else ""
+        # JAX picks the first number that no process has asked about: of a notice that came before
+        # the first step that is 1, wherever the run goes on.
+        asked_times = itertools.count(1)
+
+        def reached(step: int) -> str:
+            del step
+            found = multihost_utils.reached_preemption_sync_point(next(asked_times))
+            return "SIGTERM" if found else ""
+
+        yield reached
         return
     asked, before = [], {}
 
