@@ -39,6 +39,18 @@ def told_to_the_user(interrupted: str) -> Iterator[None]:
         sys.exit(130)
 
 
+@contextlib.contextmanager
+def writable(path: epath.PathLike) -> Iterator[None]:
+    """Says in a UserError that `path`, in a run's workdir, cannot be written, and why."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}): make room or mend it; the same command "
+            "then goes on from the last checkpoint."
+        ) from error
+
+
 def make_folder(path: epath.PathLike, name: str) -> None:
     """Makes the folder that the user named with the flag `name`, if it is not there.
 

@@ -17,7 +17,7 @@ from urnet_jax import state as state_lib
 from urnet_jax.architecture import Architecture
 from urnet_jax.checkpoint import Meta
 from urnet_jax.config import Config
-from urnet_jax.errors import UserError, make_folder
+from urnet_jax.errors import UserError, make_folder, writable
 
 DAMAGED = "damaged"
 """The folder of a workdir that damaged checkpoints are moved to."""
@@ -48,6 +48,7 @@ def locked(workdir: epath.PathLike) -> Iterator[None]:
                 f"Another run is at work in the workdir {workdir}: wait for its end, stop it, or "
                 "choose another --workdir."
             )
+        _check_shared(workdir)
         yield
     finally:
         if handle is not None:
@@ -55,6 +56,25 @@ def locked(workdir: epath.PathLike) -> Iterator[None]:
                 with contextlib.suppress(OSError):  # It is not empty.
                     os.rmdir(workdir)
             os.close(handle)
+
+
+def _check_shared(workdir: epath.PathLike) -> None:
+    """Raises a UserError on all processes where one of them has another folder of that name."""
+    if jax.process_count() == 1:
+        return
+    mark = epath.Path(workdir) / f".seen_by_all.{sharding.decided_by_main(os.getpid())}"
+    if sharding.is_main():
+        with writable(mark):
+            mark.touch()
+    sharding.decided_by_main(0)  # The others wait here for the mark.
+    shared = sharding.on_all(mark.exists())
+    if sharding.is_main():
+        mark.unlink()
+    if not shared:
+        raise UserError(
+            f"The workdir {workdir} is not the same folder on all hosts of this run: name one on a "
+            "disk that all of them see, with its whole path."
+        )
 
 
 def newest_whole(workdir: epath.PathLike) -> Meta | None:
@@ -79,8 +99,9 @@ def _set_aside(workdir: epath.PathLike, step: int, error: UserError) -> None:
     while target.exists():
         number += 1
         target = target.with_name(f"{step}.{number}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    (epath.Path(workdir) / checkpoint.FOLDER / str(step)).rename(target)
+    with writable(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (epath.Path(workdir) / checkpoint.FOLDER / str(step)).rename(target)
     reason = str(error).split("; move that folder")[0]
     print(f"warning: {reason}: it was moved to {target}.", file=sys.stderr)
 

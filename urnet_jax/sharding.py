@@ -145,6 +145,13 @@ def only_main_speaks() -> Iterator[None]:
         yield
 
 
+def on_all(value: bool) -> bool:
+    """Whether it is so on all processes; all must call it."""
+    if jax.process_count() == 1:
+        return value
+    return bool(np.all(multihost_utils.process_allgather(np.int64(value))))
+
+
 def decided_by_main(value: int) -> int:
     """Process 0's value, on all processes; all must call it."""
     if jax.process_count() == 1:

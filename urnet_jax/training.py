@@ -28,7 +28,7 @@ from urnet_jax import config as config_lib
 from urnet_jax import state as state_lib
 from urnet_jax.checkpoint import Checkpointer, Meta
 from urnet_jax.config import Config
-from urnet_jax.errors import Stopped, UserError
+from urnet_jax.errors import Stopped, UserError, writable
 from urnet_jax.interruption import AskedToStop
 from urnet_jax.progress import PhaseProgress
 from urnet_jax.state import TrainState
@@ -123,7 +123,9 @@ def run_phases(run: Run, phases: list[str], found: Meta | None) -> None:
         state = run.checkpointer.restore_state(found.step, abstract)
         run.batches.set_state({"step": found.step})
     if sharding.is_main():
-        (run.checkpointer.directory.parent / "config.json").write_text(config_lib.to_json(config))
+        path = run.checkpointer.directory.parent / "config.json"
+        with writable(path):
+            path.write_text(config_lib.to_json(config))
     for phase in phases:
         if is_before(phase, begun):
             continue

@@ -8,7 +8,7 @@ from typing import Any
 
 from etils import epath
 
-from urnet_jax.errors import UserError
+from urnet_jax.errors import UserError, writable
 
 FILE = "metrics.jsonl"
 
@@ -29,7 +29,8 @@ class MetricWriter:
           silent: writes nothing, as all processes of a run but one do.
 
         Raises:
-          UserError: `tensorboard` is asked for and tensorboardX is not installed.
+          UserError: `tensorboard` is asked for and tensorboardX is not installed; or the file
+            system does not take the file.
         """
         self._file = self._events = None
         before = [line for line in read(workdir) if line["step"] <= resume_step]
@@ -41,9 +42,10 @@ class MetricWriter:
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in lines if _step(line) <= resume_step]
         temporary = path.with_name(f"{FILE}.tmp")
-        temporary.write_text("".join(line + "\n" for line in kept))
-        temporary.replace(path)
-        self._file = path.open("a")
+        with writable(path):
+            temporary.write_text("".join(line + "\n" for line in kept))
+            temporary.replace(path)
+            self._file = path.open("a")
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Writes `values` (numbers and strings) of a `kind` (train, eval) at a step.
@@ -56,14 +58,9 @@ class MetricWriter:
         if self._file is None:
             return
         values = {name: _finite_or_none(value) for name, value in values.items()}
-        try:
+        with writable(self._path):
             self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
             self._file.flush()
-        except OSError as error:
-            raise UserError(
-                f"{self._path} cannot be written ({error.strerror}): make room or mend it; the "
-                "same command then goes on from the last checkpoint."
-            ) from error
         if self._events is None:
             return
         suffix = f"_at_{values['scale']:g}" if kind == "eval" else ""
