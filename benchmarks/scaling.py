@@ -38,19 +38,19 @@ from rich.table import Table
 
 from benchmarks import results, step_model, timing
 from benchmarks.results import Row
-from urnet_jax import aot, plots
+from urnet_jax import compiled, plots
 from urnet_jax import config as config_lib
 from urnet_jax import state as state_lib
 from urnet_jax.errors import told_to_the_user
 
 TOPOLOGIES = ["v5e:4x4", "v5e:8x8", "v5e:16x16", "v4:2x2x4", "v5p:2x2x4"]
-PARTS = ("compute", "gradients", "latency", "input")
+PARTS = ("compute", "sums", "latency", "input")
 PREDICTED_CHIPS = (8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 def main(argv: Sequence[str]) -> None:
     """Runs the command line."""
-    aot.without_tpu()
+    compiled.without_tpu()
     with told_to_the_user("Interrupted: the same command goes on where it stopped."):
         run(parse(list(argv)))
 
@@ -82,10 +82,12 @@ def run(values: flags.FlagValues) -> epath.Path:
     path, record = results.measure(_groups(values), values, timed=False)
     rows = record["rows"]
     print_compiled(rows)
-    if base := _base(rows):
+    if base := _base(rows, values):
         predictions = predict(base, values)
-        print_predictions(predictions)
-        figure = plot(predictions)
+        title = f"{base['config']}, {base['images_per_device']} images a chip, {base['dtype']}: "
+        title += "predicted, not measured"
+        print_predictions(predictions, title)
+        figure = plot(predictions, title)
         path.with_suffix(".png").write_bytes(plots.to_png(figure))
         plt.close(figure)
     print(path)
@@ -101,7 +103,7 @@ def _config(values: flags.FlagValues, chips: int) -> Any:
 
 
 def _groups(values: flags.FlagValues) -> Any:
-    compilers = {"train": aot.compile_train, "evaluate": aot.compile_evaluate}
+    compilers = {"train": compiled.compile_train, "evaluate": compiled.compile_evaluate}
     if not values.evaluate:
         del compilers["evaluate"]
     for topology in values.topologies:
@@ -114,29 +116,33 @@ def _groups(values: flags.FlagValues) -> Any:
 
 
 def compiled_rows(
-    topology: str, values: flags.FlagValues, compile_step: Callable[..., aot.Compiled]
+    topology: str, values: flags.FlagValues, compile_step: Callable[..., compiled.Compiled]
 ) -> tuple[list[Row], dict[str, str]]:
     """What a step takes on a slice, or in `does_not_fit` what the compiler says; and no notes."""
-    mesh = aot.make_mesh(topology)
+    mesh = compiled.make_mesh(topology)
     config = _config(values, mesh.size)
-    state = state_lib.abstract_state(config, "joint", aot.STEPS_PER_EPOCH)
+    state = state_lib.abstract_state(config, "joint", compiled.STEPS_PER_EPOCH)
     row: Row = {
         "config": values.config, "topology": topology, "devices": mesh.size,
-        "device_memory_bytes": aot.memory_bytes(mesh), "dtype": values.dtype,
+        "device_memory_bytes": compiled.memory_bytes(mesh), "dtype": values.dtype,
         "images_per_device": values.images, "accumulate_steps": values.accumulate_steps,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
     }  # fmt: skip
     try:
-        compiled = compile_step(config, mesh)
-    except aot.DoesNotFit as error:
+        found = compile_step(config, mesh)
+    except compiled.DoesNotFit as error:
         return [row | {"does_not_fit": str(error)[:300]}], {}
-    return [row | dataclasses.asdict(compiled) | {"memory": compiled.memory_bytes}], {}
+    return [row | dataclasses.asdict(found) | {"memory": found.memory_bytes}], {}
 
 
-def _base(rows: Sequence[Row]) -> Row | None:
-    """The step that predictions start from: of the slice with the most devices."""
-    steps = [r for r in rows if r.get("name") == "train" and r["accumulate_steps"] == 1]
-    steps = [r for r in steps if r["dtype"] == "bfloat16" and r["topology"].startswith("v5e")]
+def _base(rows: Sequence[Row], values: flags.FlagValues) -> Row | None:
+    """The step that predictions start from: that of the flags, on the most devices of a v5e."""
+    asked = {
+        "name": "train", "config": values.config, "images_per_device": values.images,
+        "dtype": values.dtype, "accumulate_steps": values.accumulate_steps,
+    }  # fmt: skip
+    steps = [row for row in rows if asked.items() <= row.items() and row["collectives"]]
+    steps = [row for row in steps if row["topology"].startswith("v5e")]
     return max(steps, key=lambda row: row["devices"], default=None)
 
 
@@ -144,7 +150,7 @@ def predict(base: Row, values: flags.FlagValues) -> dict[str, list[step_model.St
     """The predicted steps on each kind of chip, by how many there are."""
     counted = {
         "flops": 2.0 * base["macs"],
-        "gradient_bytes": 4.0 * base["parameters"],
+        "summed_bytes": base["collectives"]["all-reduce"][1],
         "collectives": sum(count for count, _ in base["collectives"].values()),
         "images": base["images_per_device"],
     }
@@ -178,19 +184,21 @@ def print_compiled(rows: Sequence[Row]) -> None:
             continue
         images = row["batch_size"] // row["devices"] // row["accumulate_steps"]
         share = row["memory"] / (row["device_memory_bytes"] or float("nan"))
-        count, size = (sum(column) for column in zip(*row["collectives"].values(), strict=True))
+        exchanged = (row["collectives"] or {}).values()
+        count, size = (sum(one[k] for one in exchanged) for k in (0, 1))
+        macs = row["macs"] or float("nan")
         table.add_row(
             f"{row['topology']} {row['name']}", row["dtype"], f"{images}{parts}",
-            f"{row['memory'] / 2**30:.2f} ({100 * share:.0f})", f"{2e-9 * row['macs']:.0f}",
-            f"{100 * row['macs'] / row['analytic_macs']:.1f}", f"{count}: {size / 2**20:.0f}",
+            f"{row['memory'] / 2**30:.2f} ({100 * share:.0f})", f"{2e-9 * macs:.0f}",
+            f"{100 * macs / row['analytic_macs']:.1f}", f"{count}: {size / 2**20:.0f}",
             f"{row['compile_s']:.0f}",
         )  # fmt: skip
     Console().print(table)
 
 
-def print_predictions(predictions: dict[str, list[step_model.Step]]) -> None:
+def print_predictions(predictions: dict[str, list[step_model.Step]], title: str) -> None:
     """Prints a line for every kind and number of chips."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="predicted, not measured")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title)
     for header in (
         "chips",
         "compute, ms",
@@ -203,21 +211,24 @@ def print_predictions(predictions: dict[str, list[step_model.Step]]) -> None:
     for name, steps in predictions.items():
         table.add_section()
         for step in steps:
-            parts = step.compute_s, step.gradients_s, step.latency_s, step.input_s
+            parts = step.compute_s, step.sums_s, step.latency_s, step.input_s
             times = (f"{1e3 * part:.2f}" for part in parts)
             table.add_row(f"{step.chips} {name}", *times, f"{step.efficiency:.2f}")
     Console().print(table)
 
 
-def plot(predictions: dict[str, list[step_model.Step]]) -> Any:
-    """Efficiency against the number of chips."""
+def plot(predictions: dict[str, list[step_model.Step]], title: str) -> Any:
+    """Efficiency against the number of chips, with small messages half and twice as slow."""
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     for name, steps in predictions.items():
-        axes.plot([s.chips for s in steps], [s.efficiency for s in steps], "o-", label=name)
+        chips = [step.chips for step in steps]
+        (line,) = axes.plot(chips, [step.efficiency for step in steps], "o-", label=name)
+        slow, quick = ([step.with_latency(f).efficiency for step in steps] for f in (2.0, 0.5))
+        axes.fill_between(chips, slow, quick, color=line.get_color(), alpha=0.12, linewidth=0)
     axes.set_xscale("log", base=2)
     axes.set_xticks(PREDICTED_CHIPS, [str(chips) for chips in PREDICTED_CHIPS])
     axes.set(xlabel="chips", ylabel="efficiency (computation's share of the step)", ylim=(0, 1.02))
-    axes.set_title("Predicted, not measured", loc="left", fontsize="medium")
+    axes.set_title(title, loc="left", fontsize="small")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     return figure

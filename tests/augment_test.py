@@ -81,9 +81,18 @@ def test_an_augmentation_depends_on_seed_epoch_and_index_alone(images):
         assert (other != crops).any(axis=(1, 2, 3)).mean() > 0.9
 
 
-@pytest.mark.parametrize("mode", ["none", "random_resized_crop"])
-def test_other_modes_leave_images_alone(images, mode):
-    np.testing.assert_array_equal(augmented(images, mode=mode), images)
+def test_none_leaves_images_alone(images):
+    np.testing.assert_array_equal(augmented(images, mode="none"), images)
+
+
+def test_random_resized_crop_mirrors_half_of_what_was_cropped_in_decoding(images):
+    crops = augmented(images, mode="random_resized_crop")
+    same = (crops == images).all(axis=(1, 2, 3))
+    mirrored = (crops == images[:, :, ::-1]).all(axis=(1, 2, 3))
+    assert (same | mirrored).all()
+    assert 0.4 < mirrored.mean() < 0.6
+    other = augmented(images, mode="random_resized_crop", epoch=1)
+    assert 0.3 < (crops != other).any(axis=(1, 2, 3)).mean() < 0.7
 
 
 def test_an_unknown_mode_is_an_error(images):
@@ -120,17 +129,16 @@ def test_decode_train_depends_on_seed_epoch_and_index_alone():
         assert (crops[0] != other).mean() > 0.5
 
 
-def test_decode_train_crops_and_mirrors():
+def test_decode_train_crops():
     # Red rises to the right and green downwards, so a crop tells where it was taken.
     y, x = np.mgrid[:256, :256].astype(np.uint8)
     ramp = png(np.stack([x, y, 0 * x], axis=-1))
     crops = np.stack([augment.decode_train(ramp, 16, 0, e, 0) for e in range(300)]).astype(int)
     red, green = crops[:, 8, :, 0], crops[:, :, 8, 1]
-    mirrored = red[:, -1] < red[:, 0]
-    assert 0.4 < mirrored.mean() < 0.6
+    assert (red[:, -1] > red[:, 0]).all()
     assert (green[:, -1] > green[:, 0]).all()
     # 16 pixels of the crop lie (w - w / 16) apart, from the first centre to the last.
-    width = abs(red[:, -1] - red[:, 0]) * 16 / 15
+    width = (red[:, -1] - red[:, 0]) * 16 / 15
     height = (green[:, -1] - green[:, 0]) * 16 / 15
     area = width * height / 256**2
     assert area.min() < 0.15 and area.max() > 0.85 and 0.45 < area.mean() < 0.6
@@ -181,9 +189,8 @@ def jpeg(pixels, mode="RGB", **settings):
 def by_pil(file, size, *numbers):
     """The same crop in the plain way."""
     image = Image.open(io.BytesIO(file)).convert("RGB")
-    window, mirrored = augment.draw_crop(*image.size, *numbers)
-    image = image.crop(window).resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(image)[:, ::-1] if mirrored else np.asarray(image)
+    image = image.crop(augment.draw_window(*image.size, *numbers))
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
 
 
 @pytest.mark.parametrize(
@@ -202,7 +209,7 @@ def test_decode_train_gives_what_pil_gives(size, off):
 @hypothesis.settings(max_examples=50, deadline=None)
 def test_no_image_is_made_smaller_than_asked(width, height, shrinkable):
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-    decoded = augment._decode(jpeg(pixels), shrinkable)
+    decoded = augment._decode(jpeg(pixels), width, height, shrinkable)
     factor = max(f for f in (1, 2, 4, 8) if f <= max(1, shrinkable / 2))
     assert decoded.shape == (-(-height // factor), -(-width // factor), 3)
     crop = augment.decode_train(jpeg(pixels), 16, 0, 0, 0)
@@ -221,3 +228,13 @@ def test_files_that_only_pil_reads():
     assert augment.decode_train(odd, 64, 0, 0, 0).shape == (64, 64, 3)
     with pytest.raises(OSError, match="truncated"):
         augment.decode_train(whole[: len(whole) // 2], 64, 0, 0, 0)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4, 8])
+def test_a_window_may_touch_the_edge_of_an_image_of_any_side(factor):
+    for side in range(3, 500):
+        width = -(-side // factor)
+        pixels = np.full((3, width, 3), 100, np.uint8)
+        for left in (0, 1, side / 3):
+            box = (left * width / side, 0.0, side * width / side, 3.0)
+            assert (augment._resized_crop(pixels, box, 2) == 100).all()

@@ -23,7 +23,7 @@ def conv(images, kernel, stride=1):
 
 
 def count(function, *arguments):
-    return program.count(jax.jit(function).lower(*arguments).compile().as_text())
+    return program.count(str(jax.jit(function).lower(*arguments).compile().as_text()))
 
 
 def test_convolutions_and_products():
@@ -117,11 +117,50 @@ ENTRY %main (x: f32[8,128]) -> f32[8,128] {
   %x = f32[8,128]{1,0:T(8,128)} parameter(0)
   %s = f32[8,128]{1,0:T(8,128)} all-reduce-start(%x), to_apply=%add
   %d = f32[8,128]{1,0:T(8,128)} all-reduce-done(%s)
+  %t = (f32[8,128]{1,0}, f32[16]{0}) all-reduce-start(%x, %y), to_apply=%add
+  %u = (f32[8,128]{1,0}, f32[16]{0}) all-reduce-done(%t)
+  %g = (f32[2,128]{1,0:T(2,128)}, f32[8,128]{1,0}) all-gather-start(%z), dimensions={0}
   %p = (f32[8,128]{1,0}, f32[8,128]{1,0}, u32[], u32[]) collective-permute-start(%d)
   ROOT %q = f32[8,128]{1,0} collective-permute-done(%p)
 }
 """
     found = program.count(text).collectives
-    assert found["all-reduce"] == (1, 4096)
-    assert found["collective-permute"].count == 1
-    assert found["collective-permute"].bytes == pytest.approx(4096, abs=8)
+    assert found["all-reduce"] == (2, 4096 + 4096 + 64)
+    assert found["all-gather"] == (1, 4096)
+    assert found["collective-permute"] == (1, 4096)
+
+
+def test_a_loop_whose_length_only_its_condition_tells():
+    # As XLA writes for TPUs.
+    text = """
+HloModule m
+
+%condition (i: (s32[], f32[4,8])) -> pred[] {
+  %n = s32[]{:T(128)} constant(5)
+  %i = (s32[]{:T(128)}, f32[4,8]{1,0:T(8,128)S(1)}) parameter(0)
+  %c = s32[]{:T(128)} get-tuple-element(%i), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%c, %n), direction=LT
+}
+
+%fused (a: f32[4,8], b: f32[8,8]) -> f32[4,8] {
+  %a = f32[4,8]{1,0} parameter(0)
+  %b = f32[8,8]{1,0} parameter(1)
+  ROOT %r = f32[4,8]{1,0} convolution(%a, %b), dim_labels=bf_io->bf
+}
+
+%body (j: (s32[], f32[4,8])) -> (s32[], f32[4,8]) {
+  %j = (s32[], f32[4,8]{1,0}) parameter(0)
+  %x = f32[4,8]{1,0} get-tuple-element(%j), index=1
+  %w = f32[8,8]{1,0} constant({...})
+  %y = f32[4,8]{1,0} fusion(%x, %w), kind=kOutput, calls=%fused
+  ROOT %t = (s32[], f32[4,8]{1,0}) tuple(%k, %y)
+}
+
+ENTRY %main (x: (s32[], f32[4,8])) -> (s32[], f32[4,8]) {
+  %x = (s32[], f32[4,8]{1,0}) parameter(0)
+  ROOT %loop = (s32[], f32[4,8]{1,0}) while(%x), condition=%condition, body=%body
+}
+"""
+    assert program.count(text).macs == 5 * 4 * 8 * 8
+    with pytest.raises(ValueError, match="The loop loop does not say"):
+        program.count(text.replace("direction=LT", "direction=NE"))

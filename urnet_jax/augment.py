@@ -72,8 +72,9 @@ def augment_images(
       index: of each example in its split.
       epoch: in which each example is seen.
       seed: of the run.
-      mode: `crop` pads with zeros and crops at random, `crop_flip` also mirrors every second image,
-        left to right; `none` and `random_resized_crop` (done while decoding) change nothing.
+      mode: `crop` pads with zeros and crops at random; `crop_flip` also mirrors every second image,
+        left to right; so does `random_resized_crop`, whose crop is done in decoding; `none` changes
+        nothing.
       padding: pixels added on each side before the crop.
 
     Raises:
@@ -81,17 +82,19 @@ def augment_images(
     """
     if mode not in AUGMENTATIONS:
         raise UserError(f"data.augment is {mode!r}; expected one of {', '.join(AUGMENTATIONS)}.")
-    if mode in ("none", "random_resized_crop"):
+    if mode == "none":
         return images
     stream = jax.random.fold_in(jax.random.key(seed), _STREAM)
-    around = (padding, padding)
+    crops = mode != "random_resized_crop"
+    around = (padding, padding) if crops else (0, 0)
     padded = jnp.pad(images, ((0, 0), around, around, (0, 0)))
 
     def augment(image, index, epoch):
         key = jax.random.fold_in(jax.random.fold_in(stream, epoch), index)
         crop_key, flip_key = jax.random.split(key)
-        top, left = jax.random.randint(crop_key, (2,), 0, 2 * padding + 1)
-        image = jax.lax.dynamic_slice(image, (top, left, 0), images.shape[1:])
+        if crops:
+            top, left = jax.random.randint(crop_key, (2,), 0, 2 * padding + 1)
+            image = jax.lax.dynamic_slice(image, (top, left, 0), images.shape[1:])
         if mode == "crop":
             return image
         return jnp.where(jax.random.bernoulli(flip_key), image[:, ::-1], image)
@@ -102,26 +105,26 @@ def augment_images(
 def decode_train(
     file: bytes, image_size: int, seed: int, epoch: int, index: int
 ) -> UInt8[np.ndarray, "image_size image_size 3"]:
-    """Decodes, crops a random window (8 to 100 % of the area, 3:4 to 4:3), resizes, and mirrors.
+    """Decodes, crops a random window (8 to 100 % of the area, 3:4 to 4:3), and resizes it.
+
+    `augment_images` mirrors it on the device, for which it costs next to nothing.
 
     Of a JPEG whose window is at least four times as large as what is asked for, no more than a
     half, a quarter or an eighth of each side is decoded; the rest is resized away as PIL would.
     """
     width, height = _image_size(file)
-    window, mirrored = draw_crop(width, height, seed, epoch, index)
-    left, top, right, bottom = window
-    pixels = _decode(file, min(right - left, bottom - top) / image_size)
-    x, y = pixels.shape[1] / width, pixels.shape[0] / height
-    cropped = _resized_crop(pixels, (left * x, top * y, right * x, bottom * y), image_size)
-    return cropped[:, ::-1] if mirrored else cropped
+    left, top, right, bottom = draw_window(width, height, seed, epoch, index)
+    pixels = _decode(file, width, height, min(right - left, bottom - top) / image_size)
+    h, w, _ = pixels.shape
+    box = left * w / width, top * h / height, right * w / width, bottom * h / height
+    return _resized_crop(pixels, box, image_size)
 
 
-def draw_crop(
+def draw_window(
     width: int, height: int, seed: int, epoch: int, index: int
-) -> tuple[tuple[int, int, int, int], bool]:
-    """The window (left, top, right, bottom) of an image in an epoch, and whether it is mirrored."""
-    rng = np.random.default_rng((_STREAM, seed, epoch, index))
-    return _random_window(rng, width, height), bool(rng.random() < 0.5)
+) -> tuple[int, int, int, int]:
+    """The window (left, top, right, bottom) of an image of this size in an epoch."""
+    return _random_window(np.random.default_rng((_STREAM, seed, epoch, index)), width, height)
 
 
 def decode_eval(jpeg_bytes: bytes, image_size: int) -> UInt8[np.ndarray, "image_size image_size 3"]:
@@ -146,14 +149,13 @@ def _image_size(file: bytes) -> tuple[int, int]:
         return Image.open(io.BytesIO(file)).size
 
 
-def _decode(file: bytes, shrinkable: float) -> UInt8[np.ndarray, "h w 3"]:
+def _decode(file: bytes, width: int, height: int, shrinkable: float) -> UInt8[np.ndarray, "h w 3"]:
     """The whole image, a JPEG's sides smaller by at most half of the factor `shrinkable`.
 
     Where nothing shrinks these are PIL's pixels, in less time.
     """
+    factor = max(f for f in (1, 2, 4, 8) if f <= max(1.0, shrinkable / 2))
     try:
-        height, width, *_ = simplejpeg.decode_jpeg_header(file)
-        factor = max(f for f in (1, 2, 4, 8) if f <= max(1.0, shrinkable / 2))
         return simplejpeg.decode_jpeg(
             file, min_height=-(-height // factor), min_width=-(-width // factor), min_factor=factor
         )
@@ -171,10 +173,22 @@ def _resized_crop(
     height, width, _ = window.shape
     source = ImageData(width, height, PixelType.U8x3, window.tobytes())
     target = ImageData(size, size, PixelType.U8x3)
-    crop = CropBox(left - first_x, top - first_y, right - left, bottom - top)
+    crop = CropBox(
+        left - first_x,
+        top - first_y,
+        _at_most(right - left, left - first_x, width),
+        _at_most(bottom - top, top - first_y, height),
+    )
     # A Resizer keeps buffers: each call has its own, for several threads decode.
     Resizer().resize(source, target, ResizeOptions(_BILINEAR, False, crop))
     return np.frombuffer(target.get_buffer(), np.uint8).reshape(size, size, 3)
+
+
+def _at_most(length: float, start: float, end: int) -> float:
+    """A length that, begun at `start`, does not pass `end` by a rounding error."""
+    while start + length > end:
+        length = math.nextafter(length, 0.0)
+    return length
 
 
 def _random_window(rng: np.random.Generator, width: int, height: int) -> tuple[int, int, int, int]:

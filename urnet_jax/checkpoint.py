@@ -142,7 +142,10 @@ class Checkpointer:
         if sharding.is_main():
             # Where it is renamed once it is complete; a bucket has it in its place from the start.
             temporary = self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*")
-            checksums.write(next(iter(temporary), self.directory / str(self._saving)))
+            try:
+                checksums.write(next(iter(temporary), self.directory / str(self._saving)))
+            except OSError as error:  # The other processes wait, and what was saved is whole.
+                print(f"warning: step {self._saving} has no checksums: {error}.", file=sys.stderr)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

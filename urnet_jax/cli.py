@@ -127,9 +127,9 @@ def _parse_aot(argv: list[str]) -> Config:
 
 @_told_to_the_user
 def _aot(config: Config) -> None:
-    from urnet_jax import aot
+    from urnet_jax import aot, compiled
 
-    aot.without_tpu()
+    compiled.without_tpu()
     aot.report(
         config, FLAGS.topology, num_slices=FLAGS.num_slices, phase=FLAGS.phase, fit=FLAGS.fit
     )

@@ -46,8 +46,8 @@ def writable(path: epath.PathLike) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"{path} cannot be written ({error.strerror}): make room or mend it; the same command "
-            "then goes on from the last checkpoint."
+            f"{path} cannot be written ({error.strerror or error}): make room or mend it; the "
+            "same command then goes on from the last checkpoint."
         ) from error
 
 
@@ -59,7 +59,7 @@ def make_folder(path: epath.PathLike, name: str) -> None:
     """
     try:
         epath.Path(path).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    except (OSError, ImportError) as error:  # A bucket needs a library that may be missing.
         raise UserError(
             f"{name} {path} cannot be made a folder ({error}): name another."
         ) from error

@@ -16,7 +16,7 @@ _BITS = {"pred": 8, "bf16": 16}
 """Of the types whose name does not end with how many they have."""
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
-_OPERATION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z\-]*)\((.*)$")
+_OPERATION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z\-]*)\((.*)$")
 _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
 _CALLED = re.compile(r"\b(?:calls|body|condition|to_apply)=%?([\w.\-]+)")
 
@@ -24,6 +24,7 @@ _CALLED = re.compile(r"\b(?:calls|body|condition|to_apply)=%?([\w.\-]+)")
 class Operation(NamedTuple):
     """One line of a program: what it gives (a type), what it does, and with what."""
 
+    root: str | None
     name: str
     result: str
     opcode: str
@@ -65,8 +66,8 @@ def count(text: str) -> Cost:
         if header := _COMPUTATION.match(line):
             current = computations.setdefault(header[2], [])
             entry = header[2] if header[1] else entry
-        elif current is not None and (operation := _OPERATION.match(line)):
-            current.append(Operation(*operation.groups()))
+        elif current is not None and (parsed := _OPERATION.match(line)):
+            current.append(Operation(*parsed.groups()))
     if not entry:
         raise ValueError("The program's text has no ENTRY computation; expected XLA's own form.")
     shapes = {op.name: op.result for ops in computations.values() for op in ops}
@@ -111,12 +112,11 @@ def _trips(loop: Operation, computations: dict[str, list[Operation]]) -> int:
         return int(known[1])
     condition = re.search(r"\bcondition=%?([\w.\-]+)", loop.rest)
     operations = {op.name: op for op in computations[condition[1]]} if condition else {}
-    *_, root = operations.values()
-    operands = _operands(root)
-    if root.opcode == "compare" and "direction=LT" in root.rest and operands[1] in operations:
-        limit = operations[operands[1]]
-        if limit.opcode == "constant":
-            return int(limit.rest.split(")")[0])
+    for root in operations.values():
+        if root.root and root.opcode == "compare" and "direction=LT" in root.rest:
+            limit = operations.get(_operands(root)[1])
+            if limit and limit.opcode == "constant":
+                return int(limit.rest.split(")")[0])
     raise ValueError(f"The loop {loop.name} does not say how often it runs.")
 
 
@@ -152,9 +152,22 @@ def _operands(op: Operation) -> list[str]:
 
 
 def _collective_bytes(op: Operation) -> int:
-    arrays = [_size(dtype) * math.prod(shape) for dtype, shape in _arrays(op.result)]
-    # An asynchronous one gives its operands beside its results.
-    return sum(arrays) // 2 if op.opcode.endswith("-start") and len(arrays) > 1 else sum(arrays)
+    result = op.result
+    if op.opcode.endswith("-start") and not op.opcode.startswith("all-reduce"):
+        result = _elements(result)[1]  # It gives its operands, its results, and more.
+    return sum(_size(dtype) * math.prod(shape) for dtype, shape in _arrays(result))
+
+
+def _elements(result: str) -> list[str]:
+    """What a tuple type is made of, at its outermost level."""
+    depth, found = 0, [""]
+    for character in result.strip()[1:-1]:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and not depth:
+            found.append("")
+        else:
+            found[-1] += character
+    return found
 
 
 def _arrays(result: str) -> list[tuple[str, list[int]]]:

@@ -33,7 +33,8 @@ def locked(workdir: epath.PathLike) -> Iterator[None]:
       UserError: it cannot be made, or another run is at work there.
     """
     handle, taken = None, False
-    make_folder(workdir, "--workdir")
+    with sharding.failing_together():
+        make_folder(workdir, "--workdir")
     if sharding.is_main() and "://" not in str(workdir):
         handle = os.open(workdir, os.O_RDONLY)
         try:
@@ -63,13 +64,13 @@ def _check_shared(workdir: epath.PathLike) -> None:
     if jax.process_count() == 1:
         return
     mark = epath.Path(workdir) / f".seen_by_all.{sharding.decided_by_main(os.getpid())}"
-    if sharding.is_main():
-        with writable(mark):
-            mark.touch()
-    sharding.decided_by_main(0)  # The others wait here for the mark.
+    with sharding.failing_together():  # The others wait here for the mark.
+        if sharding.is_main():
+            with writable(mark):
+                mark.touch()
     shared = sharding.on_all(mark.exists())
     if sharding.is_main():
-        mark.unlink()
+        mark.unlink(missing_ok=True)
     if not shared:
         raise UserError(
             f"The workdir {workdir} is not the same folder on all hosts of this run: name one on a "
@@ -80,8 +81,8 @@ def _check_shared(workdir: epath.PathLike) -> None:
 def newest_whole(workdir: epath.PathLike) -> Meta | None:
     """What the newest whole checkpoint says, None where there is none; sets damaged ones aside."""
     found = -1
-    if sharding.is_main():
-        for step in reversed(checkpoint.steps(workdir)):
+    with sharding.failing_together():
+        for step in reversed(checkpoint.steps(workdir) if sharding.is_main() else []):
             try:
                 checkpoint.check_files(workdir, step)
                 checkpoint.read_meta(workdir, step)

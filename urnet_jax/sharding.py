@@ -9,7 +9,7 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -57,8 +57,12 @@ def start_distributed(
 
 def make_mesh() -> Mesh:
     """All devices of all hosts; a host's devices are neighbours, hosts in their order."""
-    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-    return Mesh(np.array(devices), ("data",))
+    return Mesh(in_order(jax.devices()), ("data",))
+
+
+def in_order(devices: Sequence[Any]) -> np.ndarray:
+    """Devices by host, and by number on each host."""
+    return np.array(sorted(devices, key=lambda device: (device.process_index, device.id)))
 
 
 def platform(mesh: Mesh | None) -> str:
@@ -150,6 +154,24 @@ def on_all(value: bool) -> bool:
     if jax.process_count() == 1:
         return value
     return bool(np.all(multihost_utils.process_allgather(np.int64(value))))
+
+
+@contextlib.contextmanager
+def failing_together() -> Iterator[None]:
+    """A UserError on one process ends all of them, which else would wait for it; all must enter.
+
+    What is done inside must not wait for the others.
+    """
+    error = None
+    try:
+        yield
+    except UserError as found:
+        error = found
+    together = on_all(error is None)
+    if error is not None:
+        raise error
+    if not together:
+        raise UserError("Another process of this run cannot go on; it says why.")
 
 
 def decided_by_main(value: int) -> int:

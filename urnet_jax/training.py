@@ -61,7 +61,7 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> None:
         the loss is not finite; or a checkpoint cannot be written.
       Stopped: the run was asked to stop, and has saved.
     """
-    with sharding.only_main_speaks():
+    with sharding.only_main_speaks(), sharding.ended_with_its_peers():
         # ---- All that can be wrong, before anything takes long ----
         config_lib.validate(config)
         phases, mesh = phases_to_run(config), sharding.make_mesh()
@@ -74,17 +74,19 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> None:
             for phase in phases:
                 if found is None or is_before(found.phase, phase):
                     resume.check_init_from(config, phase)
-            train_split = data.open_split(config.data, "train")
-            test_split = data.open_split(config.data, "test")
+            with sharding.failing_together():  # A host may lack the data.
+                train_split = data.open_split(config.data, "train")
+                test_split = data.open_split(config.data, "test")
 
             # ---- Run ----
             settings = config.checkpoint
             checkpointer = Checkpointer(workdir, keep=settings.keep, keep_best=settings.keep_best)
             stack.enter_context(contextlib.closing(checkpointer))
-            writer = MetricWriter(
-                workdir, resume_step=found.step if found else 0,
-                tensorboard=config.log.tensorboard, silent=not sharding.is_main(),
-            )  # fmt: skip
+            with sharding.failing_together():
+                writer = MetricWriter(
+                    workdir, resume_step=found.step if found else 0,
+                    tensorboard=config.log.tensorboard, silent=not sharding.is_main(),
+                )  # fmt: skip
             stack.enter_context(contextlib.closing(writer))
             batches = iter(
                 data.train_batches(
@@ -122,10 +124,11 @@ def run_phases(run: Run, phases: list[str], found: Meta | None) -> None:
         abstract = state_lib.abstract_state(config, begun, run.steps_per_epoch, where)
         state = run.checkpointer.restore_state(found.step, abstract)
         run.batches.set_state({"step": found.step})
-    if sharding.is_main():
+    with sharding.failing_together():
         path = run.checkpointer.directory.parent / "config.json"
-        with writable(path):
-            path.write_text(config_lib.to_json(config))
+        if sharding.is_main():
+            with writable(path):
+                path.write_text(config_lib.to_json(config))
     for phase in phases:
         if is_before(phase, begun):
             continue
