@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -10,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from urnet_jax import checkpoint, resume, state, training, writers
+from urnet_jax import checkpoint, checksums, resume, state, training, writers
 from urnet_jax.checkpoint import Checkpointer
 from urnet_jax.errors import UserError
 
@@ -342,3 +343,28 @@ def test_a_checkpoint_opens_on_another_device(workdir, newest):
     assert here in record.read_text()
     record.write_text(record.read_text().replace(here, elsewhere))
     assert checkpoint.load_for_evaluation(workdir)[0].step == 29
+
+
+def test_a_checkpoint_counts_only_once_its_checksums_are_written(workdir, newest, monkeypatch):
+    meta = checkpoint.read_meta(workdir, int(newest.name))
+    abstract = state.abstract_state(meta.config, meta.phase, meta.steps_per_epoch)
+    seen, write = [], checksums.write
+
+    def watched(folder):
+        seen.append((folder.name, checkpoint.steps(workdir)))
+        write(folder)
+
+    monkeypatch.setattr(checksums, "write", watched)
+    with contextlib.closing(Checkpointer(workdir, keep=2)) as checkpointer:
+        network = checkpointer.restore_state(meta.step, abstract)
+        checkpointer.save(network, dataclasses.replace(meta, step=meta.step + 1))
+    ((name, before),) = seen
+    assert name.startswith(f"{meta.step + 1}.orbax-checkpoint-tmp")
+    assert meta.step + 1 not in before
+    folder = newest.with_name(str(meta.step + 1))
+    recorded = json.loads((folder / "checksums.json").read_text())
+    held = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    assert held - set(recorded) <= {
+        "checksums.json", "_CHECKPOINT_METADATA", "commit_success.txt",
+    }  # fmt: skip
+    checkpoint.check_files(workdir, meta.step + 1)

@@ -126,3 +126,45 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run(tiny_flags, finished, 
     assert meta is not None and meta.step == 29
     training.train_and_evaluate(tiny({"joint.epochs": 1.0}), workdir)
     assert checkpoint.steps(workdir)[-1] == 40
+
+
+FULL = """
+mount -t tmpfs -o size=5m tmpfs disk || exit 77
+"$0" "$@"
+code=$?
+df --output=avail disk | tail -1 >&2
+cp -r disk/run kept
+exit $code
+"""
+
+
+def test_a_full_disk_ends_the_run_and_the_checkpoints_before_are_whole(tiny_flags, tiny, tmp_path):
+    if shutil.which("unshare") is None:
+        pytest.skip("a file system of a few megabytes needs unshare")
+    (tmp_path / "disk").mkdir()
+    train = pathlib.Path(__file__).resolve().parent.parent / "train.py"
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", FULL, sys.executable, train, "--workdir=disk/run",
+         *tiny_flags, "--config.checkpoint.keep=100"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    if done.returncode in (1, 77) and "ermi" in done.stderr:
+        pytest.skip("a file system of a few megabytes needs the right to mount it")
+    assert done.returncode == 2, done.stderr
+    (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "cannot be written" in sentence and "No space left on device" in sentence
+    whole = checkpoint.steps(tmp_path / "kept")
+    assert whole
+    for step in whole:
+        checkpoint.check_files(tmp_path / "kept", step)
+    training.train_and_evaluate(tiny(), tmp_path / "kept")
+    assert checkpoint.steps(tmp_path / "kept")[-1] == 29
+
+
+def test_what_cannot_be_written_at_the_start_is_one_sentence(start, tiny_flags, tmp_path):
+    (tmp_path / "run" / "config.json").mkdir(parents=True)
+    with start("train.py", "--workdir=run", *tiny_flags, cwd=tmp_path) as process:
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "config.json cannot be written (Is a directory)" in errors
+    assert errors.count("\n") == 1

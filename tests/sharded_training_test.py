@@ -138,6 +138,25 @@ def test_one_of_two_processes_is_told_to_stop_and_one_goes_on_alone(alone, tmp_p
 
 
 @pytest.mark.slow
+def test_a_notice_before_the_first_step_of_a_run_that_goes_on_is_heard(alone, tmp_path):
+    processes = start_two(tmp_path)
+    wait_for_checkpoint(tmp_path, *processes)
+    for process in processes:
+        process.kill()
+        process.communicate()
+    written = tmp_path / "run" / "config.json"
+    written.unlink()
+    processes = start_two(tmp_path)
+    while not written.exists():  # Before the step is compiled.
+        assert processes[0].poll() is None, processes[0].communicate()
+        time.sleep(0.01)
+    processes[0].send_signal(signal.SIGTERM)
+    for process in processes:
+        _, errors = finish(process, expected=75)
+        assert "SIGTERM: stopped after step 1" in errors
+
+
+@pytest.mark.slow
 def test_a_process_whose_peer_dies_ends_and_the_run_goes_on(alone, tmp_path):
     survivor, other = start_two(tmp_path)
     wait_for_checkpoint(tmp_path, survivor, other)
