@@ -359,7 +359,7 @@ def test_a_loop_has_the_gradient_of_the_unrolled_blocks():
         stage = nnx.merge(graph, nnx.State(params), nnx.State(stats))
         always = jnp.ones((3, BATCH), bool)
         settings: Any = {"train": True, "unroll": unroll, "execution": "dense"}
-        y, _, gates = stage(x, None, scale, always, None, **settings)
+        y, _, (gates, _) = stage(x, None, scale, always, None, **settings)
         return jnp.sum(jnp.cos(jnp.arange(y.size)).reshape(y.shape) * y) + jnp.sum(gates)
 
     grad = jax.jit(jax.grad(loss), static_argnums=1)

@@ -18,7 +18,9 @@ from urnet_jax import augment
 from urnet_jax.errors import UserError
 from urnet_jax.sources import Split, check_augmentation, labels_of, open_split, readable
 
-__all__ = ["Batch", "Split", "TrainBatches", "eval_batches", "open_split", "train_batches"]
+__all__ = [
+    "Batch", "Split", "TrainBatches", "eval_batches", "examples", "open_split", "train_batches",
+]  # fmt: skip
 
 Batch = dict[str, np.ndarray]
 
@@ -169,6 +171,18 @@ def eval_batches(
     return _prefetch(grain.MapDataset.range(num_batches).map(load), _workers(split, data))
 
 
+def examples(
+    split: Split, index: Int64[np.ndarray, " b"], threads: int = 1
+) -> tuple[UInt8[np.ndarray, "b h w c"], Int32[np.ndarray, " b"]]:
+    """Images as evaluation sees them, and labels, of the examples at `index`."""
+
+    def decode(i: int, encoded: bytes) -> np.ndarray:
+        del i
+        return augment.decode_eval(encoded, split.image_shape[0])
+
+    return _read(split, index, decode, threads)
+
+
 def _load_train(
     step: int,
     *,
@@ -212,13 +226,8 @@ def _load_eval(
     index[~mask] = -1
     image = np.zeros((batch_size, *split.image_shape), np.uint8)
     label = np.zeros(batch_size, np.int32)
-
-    def decode(i: int, encoded: bytes) -> np.ndarray:
-        del i
-        return augment.decode_eval(encoded, split.image_shape[0])
-
     if mask.any():
-        image[mask], label[mask] = _read(split, index[mask], decode, threads)
+        image[mask], label[mask] = examples(split, index[mask], threads)
     return {"image": image, "label": label, "index": index, "mask": mask}
 
 

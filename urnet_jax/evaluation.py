@@ -31,6 +31,8 @@ class Evaluation:
       loss: cross entropy, in nats.
       gates: 1 where the sample used the block, else 0; blocks in network order.
       flops: of each sample: its blocks, all gates, stem and head.
+      gate_logits: what the gates were made of, 0 and above open; None where they were not asked
+        for, or the network has none.
     """
 
     arch: Architecture
@@ -41,6 +43,7 @@ class Evaluation:
     loss: Float[np.ndarray, "k n"]
     gates: UInt8[np.ndarray, "k n N"]
     flops: Float64[np.ndarray, "k n"]
+    gate_logits: Float[np.ndarray, "k n N"] | None = None
 
     @property
     def full_flops(self) -> float:
@@ -106,7 +109,7 @@ def evaluate(
         sharding.global_batch({"scale": np.full(local_size, scale, np.float32)}, mesh)["scale"]
         for scale in grid
     ]
-    kept = ("prediction", "loss", "gates", "label")
+    kept = ("prediction", "loss", "gates", "label", "gate_logits")
     parts = [{name: [] for name in kept} for _ in grid]
 
     def dispatch() -> Iterator[tuple[int, int, dict[str, jax.Array]]]:
@@ -124,11 +127,12 @@ def evaluate(
     total, hidden = split.num_examples * len(grid), None if progress else True
     with tqdm(total=total, desc="evaluate", unit="img", disable=hidden, leave=False) as bar:
         for k, examples, result in _one_behind(dispatch()):
-            for name in kept:
+            for name in result.keys() & set(kept):
                 parts[k][name].append(np.asarray(result[name])[:examples])
             bar.update(examples)
 
-    rows = {name: np.stack([np.concatenate(part[name]) for part in parts]) for name in kept}
+    held = [name for name in kept if parts[0][name]]
+    rows = {name: np.stack([np.concatenate(part[name]) for part in parts]) for name in held}
     return Evaluation(
         arch=arch,
         scales=grid,
@@ -138,6 +142,7 @@ def evaluate(
         loss=rows["loss"],
         gates=(rows["gates"] > 0).astype(np.uint8),
         flops=np.stack([flops_per_sample(arch, g) for g in rows["gates"]]).astype(np.float64),
+        gate_logits=rows.get("gate_logits"),
     )
 
 

@@ -1,4 +1,4 @@
-"""The two pictures of an evaluation: top-1 against FLOPs, and which blocks are used at which S.
+"""Pictures of evaluations: top-1 against FLOPs, which blocks are used at which S, images.
 
 Figures are made through matplotlib's object interface, so that drawing one changes neither the
 backend nor the current figure of the program or notebook that asks for it.
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Num
+from jaxtyping import Num, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
@@ -106,6 +106,42 @@ def plot_block_usage(
             axes.text(block, row, text, ha="center", va="center", fontsize=7, color=colour)
     if title:
         axes.set_title(title, fontsize=10, pad=22)
+    return figure
+
+
+def plot_map(table: pd.DataFrame, x: str, y: str, unit: str) -> Figure:
+    """Shares from 0 to 1 as a map in percent, the table's rows from below; its axes' names."""
+    rows, columns = table.shape
+    figure = Figure(
+        figsize=(float(np.clip(0.42 * columns + 2.0, 5.0, 17.0)), 1.4 + 0.3 * max(rows, 3)),
+        dpi=150, layout="constrained",
+    )  # fmt: skip
+    axes = figure.add_subplot()
+    shares = 100 * table.to_numpy(float)
+    image = axes.imshow(shares, cmap="viridis", vmin=0, vmax=100, aspect="auto", origin="lower")
+    figure.colorbar(image, ax=axes, pad=0.02, fraction=0.06).set_label(unit)
+    for axis, names, most in ((axes.xaxis, table.columns, 30), (axes.yaxis, table.index, 30)):
+        step = -(-len(names) // most)
+        shown = [f"{name:g}" if isinstance(name, float) else str(name) for name in names]
+        axis.set_ticks(range(0, len(names), step), shown[::step])
+    axes.set(xlabel=x, ylabel=y)
+    axes.tick_params(length=2)
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+def plot_images(
+    images: UInt8[np.ndarray, "n h w c"], captions: Sequence[str], columns: int = 8
+) -> Figure:
+    """Images in rows of `columns`, each under its caption."""
+    rows = max(1, -(-len(images) // columns))
+    figure = Figure(figsize=(1.35 * columns, 1.75 * rows), dpi=150, layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid:
+        axes.set_axis_off()
+    for axes, image, caption in zip(grid, images, captions, strict=False):
+        axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes.set_title(caption, fontsize=6.5)
     return figure
 
 

@@ -83,6 +83,7 @@ def write(
         "rows": summary.replace([np.inf, -np.inf, np.nan], None).to_dict("records"),
     }
     arrays = {f.name: getattr(evaluation, f.name) for f in dataclasses.fields(evaluation)[1:]}
+    arrays = {name: array for name, array in arrays.items() if array is not None}
     samples = io.BytesIO()
     np.savez_compressed(samples, **arrays)
     stages = [stage.num_blocks for stage in arch.stages]

@@ -9,6 +9,7 @@ first axis, so that one compiled block serves the whole body.
 import functools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
@@ -20,6 +21,7 @@ from urnet_jax.execution import choose, run_block
 from urnet_jax.gates import ConditionalGate, activate, pool
 
 Features = Float[Array, "B H W C"]
+GateAndLogit = tuple[Float[Array, "*n B"], Float[Array, "*n B"] | None]
 
 
 def _conv(
@@ -103,20 +105,21 @@ class Block(nnx.Module):
         self, x: Features, pooled: Float[Array, "B C"] | None, scale: Float[Array, " B"],
         use_sigmoid: Bool[Array, " B"], gate: Float[Array, " B"] | None, *, train: bool,
         execution: Execution,
-    ) -> tuple[Features, Float[Array, "B D"] | None, Float[Array, " B"]]:  # fmt: skip
+    ) -> tuple[Features, Float[Array, "B D"] | None, GateAndLogit]:  # fmt: skip
         """The block's output, its means over positions, and the gate that weighed F.
 
-        A `gate` that is given is used as is. Means are only given and returned where the execution
-        carries them from block to block.
+        A `gate` that is given is used as is, and has no logit. Means are only given and returned
+        where the execution carries them from block to block.
         """
+        logit = None
         if gate is None:
-            logits = self.gate(x, scale) if pooled is None else self.gate.score(pooled, scale)
-            gate = activate(logits, use_sigmoid)
+            logit = self.gate(x, scale) if pooled is None else self.gate.score(pooled, scale)
+            gate = activate(logit, use_sigmoid)
         if execution != "dense":
-            return *run_block(self, x, pooled, gate, execution), gate
+            return *run_block(self, x, pooled, gate, execution), (gate, logit)
         weight = gate[:, None, None, None].astype(x.dtype)
         residual = weight * self.residual(x, train=train)
-        return nnx.relu(self.shortcut_path(x, train=train) + residual), None, gate
+        return nnx.relu(self.shortcut_path(x, train=train) + residual), None, (gate, logit)
 
 
 class Stage(nnx.Module):
@@ -142,13 +145,14 @@ class Stage(nnx.Module):
         self, x: Features, pooled: Float[Array, "B C"] | None, scale: Float[Array, " B"],
         use_sigmoid: Bool[Array, "n B"], gates: Float[Array, "n B"] | None, *, train: bool,
         unroll: bool, execution: Execution,
-    ) -> tuple[Features, Float[Array, "B D"] | None, Float[Array, "n B"]]:  # fmt: skip
+    ) -> tuple[Features, Float[Array, "B D"] | None, GateAndLogit]:  # fmt: skip
         """Runs the stage's n blocks; per-block quantities lead with the block axis."""
         first = None if gates is None else gates[0]
         settings: Any = {"train": train, "execution": execution}
-        x, pooled, entry_gate = self.entry(x, pooled, scale, use_sigmoid[0], first, **settings)
+        x, pooled, entry = self.entry(x, pooled, scale, use_sigmoid[0], first, **settings)
+        entry = jax.tree.map(lambda of_block: of_block[None], entry)
         if self.num_blocks == 1:
-            return x, pooled, entry_gate[None]
+            return x, pooled, entry
         graphdef, params, stats = nnx.split(self.body, nnx.Param, ...)
 
         def run_one(features: tuple, block: tuple) -> tuple[tuple, tuple]:
@@ -160,10 +164,10 @@ class Stage(nnx.Module):
 
         rest = None if gates is None else gates[1:]
         blocks = (params, stats, use_sigmoid[1:], rest)
-        (x, pooled), (body_gates, stats) = lax.scan(run_one, (x, pooled), blocks, unroll=unroll)
+        (x, pooled), (body, stats) = lax.scan(run_one, (x, pooled), blocks, unroll=unroll)
         if train:
             nnx.update(self.body, stats)
-        return x, pooled, jnp.concatenate([entry_gate[None], body_gates])
+        return x, pooled, jax.tree.map(lambda *parts: jnp.concatenate(parts), entry, body)
 
 
 class ResNet(nnx.Module):
@@ -194,7 +198,8 @@ class ResNet(nnx.Module):
         gates: Float[Array, "B N"] | None = None,
         unroll: bool = False,
         execution: Execution = "dense",
-    ) -> tuple[Float[Array, "B K"], Float[Array, "B N"]]:
+        with_gate_logits: bool = False,
+    ) -> tuple[Float[Array, "B K"], ...]:
         """Logits and the gates that made them.
 
         Args:
@@ -207,12 +212,15 @@ class ResNet(nnx.Module):
           unroll: blocks of a stage one after another instead of in a loop: compiles longer; the
             backward pass is many times faster on CPU.
           execution: how gated blocks are run, see `architecture.Execution`; training is `dense`.
+          with_gate_logits: also returns what the gates were made of.
 
         Returns:
-          Float32 logits and float32 gates, N blocks in network order; a plain network's are 1.
+          Float32 logits and float32 gates, N blocks in network order; a plain network's are 1. With
+          `with_gate_logits` the gates' logits [B, N] too: a step opens a gate at 0 and above.
 
         Raises:
-          ValueError: `scale` is not one S per image, or `execution` is unknown or not for training.
+          ValueError: `scale` is not one S per image, or `execution` is unknown or not for training;
+            or gates that the network did not compute are asked for their logits.
         """
         batch, num_blocks = images.shape[0], self.arch.num_blocks
         if train and execution not in ("auto", "dense"):
@@ -224,6 +232,8 @@ class ResNet(nnx.Module):
             )
         if gates is None and not self.arch.gated:
             gates = jnp.ones((batch, num_blocks), jnp.float32)
+        if with_gate_logits and gates is not None:
+            raise ValueError("Gates that are given, as a plain network's are, have no logits.")
         if use_sigmoid is None:
             use_sigmoid = jnp.zeros((batch, num_blocks), bool)
 
@@ -239,10 +249,11 @@ class ResNet(nnx.Module):
             start = part.stop
             given = None if gates is None else gates[:, part].T
             stage = getattr(self, f"stage{i + 1}")
-            x, pooled, stage_gates = stage(
+            x, pooled, of_stage = stage(
                 x, pooled, scale, use_sigmoid[:, part].T, given,
                 train=train, unroll=unroll, execution=execution,
             )  # fmt: skip
-            used.append(stage_gates)
+            used.append(of_stage)
         logits = self.fc(pool(x) if pooled is None else pooled)
-        return logits, jnp.concatenate(used).T.astype(jnp.float32)
+        used = jax.tree.map(lambda *parts: jnp.concatenate(parts).T.astype(jnp.float32), *used)
+        return logits, *(used if with_gate_logits else used[:1])

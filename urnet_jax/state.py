@@ -77,15 +77,16 @@ def _variables(config: Config) -> tuple[Tree, Tree]:
 def apply(
     graph: nnx.GraphDef, params: Tree, batch_stats: Tree, images: Float[Array, "B H W C"],
     scale: Float[Array, " B"], **settings: Any,
-) -> tuple[Float[Array, "B K"], Float[Array, "B N"], Tree]:  # fmt: skip
+) -> tuple[Any, ...]:  # fmt: skip
     """Runs the network purely; `settings` are those of `ResNet.__call__`.
 
     Returns:
-      Logits, gates, and the batch_stats after the call (changed only where train=True).
+      Logits [B, K], gates [B, N], with `with_gate_logits` those [B, N] too, and the batch_stats
+      after the call (changed only where train=True).
     """
     network = nnx.merge(graph, nnx.State(params), nnx.State(batch_stats))
-    logits, gates = network(images, scale, **settings)
-    return logits, gates, nnx.to_pure_dict(nnx.state(network, nnx.BatchStat))
+    outputs = network(images, scale, **settings)
+    return *outputs, nnx.to_pure_dict(nnx.state(network, nnx.BatchStat))
 
 
 def begin_phase(

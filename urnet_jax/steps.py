@@ -181,8 +181,9 @@ EvalStep = Callable[
 
 
 def make_eval_step(
-    config: Config, phase: str = "joint", execution: Execution = "auto", mesh: Mesh | None = None
-) -> EvalStep:
+    config: Config, phase: str = "joint", execution: Execution = "auto", mesh: Mesh | None = None,
+    with_gate_logits: bool = False,
+) -> EvalStep:  # fmt: skip
     """The jitted evaluation of one batch at one S per sample, gates hard (p = 0).
 
     A network that is still in `pretrain` has untrained gates: it is evaluated with all blocks on.
@@ -193,6 +194,7 @@ def make_eval_step(
       execution: how gated blocks are run, see `architecture.Execution`.
       mesh: of one axis `data` whose devices share the batch, whose size they divide; each skips
         blocks for its own part. By default everything stays where it is.
+      with_gate_logits: also gives gate_logits [B, N], of a gated network after `pretrain`.
 
     Returns:
       f(params, batch_stats, images, labels, scale) -> correct [B] (bool), prediction [B],
@@ -205,11 +207,12 @@ def make_eval_step(
     def eval_step(
         params: Tree, batch_stats: Tree, images: Array, labels: Array, scale: Array
     ) -> dict[str, Array]:
-        logits, gates, _ = apply(
+        logits, gates, *gate_logits, _ = apply(
             graph, params, batch_stats,
             augment.normalize(images, *augment.normalization(config.data.name)), scale,
             gates=None if gated else jnp.ones((images.shape[0], num_blocks)),
             execution=choose(execution, images.shape[0], platform) if gated else "dense",
+            with_gate_logits=with_gate_logits and gated,
         )  # fmt: skip
         prediction = logits.argmax(-1).astype(jnp.int32)
         return {
@@ -218,6 +221,7 @@ def make_eval_step(
             "loss": cross_entropy(logits, labels),
             "gates": gates,
             "label": labels,
+            **({"gate_logits": gate_logits[0]} if gate_logits else {}),
         }
 
     placed: Any = {}

@@ -1,0 +1,201 @@
+"""Looking into the runs that other tests made, and into tables whose answers are known."""
+
+import pathlib
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+
+from urnet_jax import checkpoint, flops, inspection, plots, state
+from urnet_jax.errors import UserError
+
+SCALES = (0.2, 1.0)
+
+
+@pytest.fixture(scope="module")
+def run(finished):
+    return inspection.load(finished)
+
+
+@pytest.fixture(scope="module")
+def evaluation(run):
+    return run.evaluate(SCALES)
+
+
+@pytest.fixture(scope="module")
+def gates(evaluation):
+    return inspection.gate_table(evaluation)
+
+
+def test_the_table_holds_every_sample_block_and_scale(run, evaluation, gates):
+    n, blocks = 360, run.arch.num_blocks
+    assert list(gates.columns) == [
+        "sample", "label", "prediction", "scale", "block", "gate", "gate_logit", "flops",
+    ]  # fmt: skip
+    assert len(gates) == len(SCALES) * n * blocks
+    assert not gates.duplicated(["sample", "scale", "block"]).any()
+    rng = np.random.default_rng(0)
+    for k, i, b in zip(*(rng.integers(0, high, 50) for high in (2, n, blocks)), strict=True):
+        (row,) = gates.query(
+            "scale == @SCALES[@k] and sample == @i and block == @b + 1"
+        ).itertuples()
+        assert row.gate == evaluation.gates[k, i, b]
+        assert row.prediction == evaluation.predictions[k, i]
+        assert row.label == evaluation.labels[i]
+        assert row.flops == evaluation.flops[k, i]
+
+
+def test_gates_are_open_where_their_logits_are_not_negative(gates):
+    assert ((gates["gate_logit"] >= 0) == (gates["gate"] == 1)).all()
+    assert gates["gate_logit"].nunique() > 100
+    table = inspection.samples(gates)
+    assert set(table["blocks"]) <= set(range(4))
+
+
+def test_it_says_what_evaluation_said(run, gates, finished):
+    lines: Any = pd.read_json(finished / "metrics.jsonl", lines=True)
+    row = lines.query("kind == 'eval'").iloc[-1]
+    table: Any = inspection.samples(gates).query("scale == @row.scale")
+    assert 100 * table["correct"].mean() == pytest.approx(row.top1_percent)
+    assert table["blocks"].mean() == pytest.approx(row.blocks_mean)
+    assert table["flops"].mean() == pytest.approx(row.flops_mean)
+    assert table["flops"].max() <= 2 * flops.network_macs(run.arch)
+
+
+def test_usage_by_block_and_by_class(evaluation, gates):
+    usage = inspection.usage(gates)
+    assert usage.index.tolist() == list(SCALES) and usage.columns.tolist() == [1, 2, 3]
+    np.testing.assert_allclose(usage, evaluation.gates.mean(axis=1))
+    by_class = inspection.usage_by_class(gates)
+    assert by_class.shape == (10, 2)
+    threes = evaluation.gates[:, evaluation.labels == 3]
+    np.testing.assert_allclose(by_class.loc[3], threes.mean(axis=(1, 2)))
+    assert inspection.usage(gates, by="label").shape == (10, 3)
+
+
+def made_up() -> pd.DataFrame:
+    """Four samples of two blocks at two S; all are of class 1."""
+    rows = []
+    paths = {0: ("10", "11"), 1: ("10", "11"), 2: ("00", "01"), 3: ("11", "11")}
+    predictions = {0: (1, 1), 1: (0, 1), 2: (0, 0), 3: (1, 1)}
+    for sample, path in paths.items():
+        for scale, gates, prediction in zip((0.6, 0.8), path, predictions[sample], strict=True):
+            for block, gate in enumerate(gates, 1):
+                rows.append((sample, 1, prediction, scale, block, int(gate), 0.0, 10.0))
+    columns = [
+        "sample", "label", "prediction", "scale", "block", "gate", "gate_logit", "flops",
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=columns)
+
+
+def test_paths_and_samples_by_hand():
+    table = made_up()
+    assert inspection.distinct_paths(table).to_dict() == {0.6: 3, 0.8: 2}
+    chosen = inspection.easy_and_hard(table, 0.6, count=2)
+    assert chosen["sample"].tolist() == [2, 1, 3, 0]
+    assert chosen["kind"].tolist() == ["easy", "easy", "hard", "hard"]
+    assert chosen["blocks"].tolist() == [0, 1, 2, 1]
+    lost = inspection.right_and_wrong(table)
+    assert lost["sample"].tolist() == [1]
+    assert lost[["prediction", "prediction_at_less"]].values.tolist() == [[1, 0]]
+    with pytest.raises(UserError, match="The scale is 0.5; the table holds 0.6, 0.8."):
+        inspection.easy_and_hard(table, 0.5)
+
+
+def test_what_one_sample_does_as_the_scale_sweeps(run, gates):
+    sweep = run.sweep(7, SCALES)
+    expected = gates.query("sample == 7").reset_index(drop=True)
+    pd.testing.assert_frame_equal(
+        sweep[["sample", "label", "prediction", "scale", "block", "gate"]],
+        expected[["sample", "label", "prediction", "scale", "block", "gate"]],
+    )
+    np.testing.assert_allclose(sweep["gate_logit"], expected["gate_logit"], atol=1e-3)
+    assert run.sweep(0)["scale"].nunique() == len(inspection.SWEEP)
+    with pytest.raises(UserError, match="The sample is 360; the split test of digits has 0 to 359"):
+        run.sweep(360)
+
+
+def test_plots(run, evaluation, gates):
+    figures = [
+        inspection.plot_usage(evaluation),
+        inspection.plot_top1(evaluation),
+        inspection.plot_usage_by_class(gates),
+        inspection.plot_sweep(run.sweep(3)),
+        run.plot_samples(inspection.easy_and_hard(gates, 1.0, 4), columns=4),
+    ]
+    for figure in figures:
+        assert plots.to_png(figure).startswith(b"\x89PNG")
+    assert [text.get_text() for text in figures[-1].axes[0].texts] == []
+    assert "blocks" in figures[-1].axes[0].get_title()
+
+
+def test_images_are_those_of_the_split(run):
+    split = run.split()
+    figure = run.plot_samples(pd.DataFrame(
+        {"sample": [5], "label": [split.labels[5]], "prediction": [0], "correct": [True],
+         "blocks": [2]}
+    ), split, columns=1)  # fmt: skip
+    shown = figure.axes[0].images[0].get_array()
+    np.testing.assert_array_equal(shown, split.images[5].squeeze())
+
+
+def test_a_network_without_trained_gates_is_refused(tiny, finished, tmp_path):
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        inspection.load(tmp_path)
+    first = min(
+        (checkpoint.read_meta(finished, step) for step in checkpoint.steps(finished)),
+        key=lambda meta: meta.step,
+    )
+    if first.phase == "pretrain":
+        with pytest.raises(UserError, match="of phase pretrain, which has no trained gates"):
+            inspection.load(finished, first.step)
+    config = tiny({"model.gated": False, "pretrain.epochs": 0.1, "joint.epochs": 0.0})
+    from urnet_jax import training
+
+    training.train_and_evaluate(config, tmp_path / "plain")
+    with pytest.raises(UserError, match="of a plain network, which has no trained gates"):
+        inspection.load(tmp_path / "plain")
+
+
+def test_gates_that_are_given_have_no_logits(tiny):
+    config = tiny()
+    graph, variables = state.network_graph(config), state.init_variables(config)
+    images, scale = jnp.zeros((2, 8, 8, 1)), jnp.ones(2)
+    logits, gates, gate_logits, _ = state.apply(
+        graph, *variables, images, scale, with_gate_logits=True
+    )
+    assert gates.shape == gate_logits.shape == (2, 3)
+    assert logits.shape == (2, 10)
+    with pytest.raises(ValueError, match="have no logits"):
+        state.apply(graph, *variables, images, scale, gates=np.ones((2, 3)), with_gate_logits=True)
+
+
+@pytest.mark.parametrize("execution", ["dense", "cond", "compact", "pieces"])
+def test_every_execution_gives_the_logits(tiny, execution):
+    config = tiny()
+    graph, variables = state.network_graph(config), state.init_variables(config)
+    rng = np.random.default_rng(0)
+    images, scale = jnp.asarray(rng.normal(size=(4, 8, 8, 1)), jnp.float32), jnp.full(4, 0.5)
+    settings: Any = {"with_gate_logits": True}
+    expected = state.apply(graph, *variables, images, scale, **settings)
+    found = state.apply(graph, *variables, images, scale, execution=execution, **settings)
+    for a, b in zip(found[:3], expected[:3], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+TRAINED = ROOT / "results" / "cifar10_resnet20" / "run"
+TFDS = ROOT.parent / "shared" / "data" / "tfds"
+
+
+@pytest.mark.skipif(not (TFDS / "cifar10").is_dir(), reason="no prepared cifar10")
+def test_the_trained_network_of_the_results_has_paths_that_depend_on_the_image():
+    run = inspection.load(TRAINED, data_dir=str(TFDS))
+    gates = run.gates((0.4, 0.6))
+    paths = inspection.distinct_paths(gates).to_dict()
+    assert min(paths.values()) > 1
+    table: Any = inspection.samples(gates)
+    used = table.groupby("scale")["blocks"].mean()
+    assert used.to_dict() == pytest.approx({0.4: 4.15, 0.6: 5.86}, abs=0.01)
