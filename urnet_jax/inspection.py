@@ -103,8 +103,8 @@ class Run:
         images, _ = data.examples(split, table["sample"].to_numpy())
         rows: Any = table.itertuples()
         captions = [
-            f"{row.sample}: {row.label}"
-            + ("" if row.correct else f", taken for {row.prediction}")
+            f"#{row.sample}: class {row.label}"
+            + ("" if row.correct else f", said {row.prediction}")
             + f"\n{row.blocks} blocks"
             for row in rows
         ]
@@ -247,15 +247,15 @@ def plot_sweep(sweep: pd.DataFrame) -> Figure:
     """Which blocks one sample uses as S rises, from `Run.sweep`."""
     table = sweep.pivot_table(index="scale", columns="block", values="gate")
     figure = plots.plot_map(table, "block, in network order", "S", "used, %")
-    first = sweep.iloc[0]
-    outcomes = samples(sweep)
-    wrong = outcomes.loc[~outcomes["correct"], "scale"]
-    said = (
-        "right at every S" if wrong.empty else "wrong at S = " + ", ".join(f"{s:g}" for s in wrong)
-    )
-    figure.axes[0].set_title(
-        f"sample {first['sample']}, class {first['label']}: {said}", fontsize=9
-    )
+    rows: Any = samples(sweep).itertuples()
+    axes, colours = figure.axes
+    colours.remove()  # Used or not: no scale of colours is needed.
+    for height, row in enumerate(rows):
+        axes.text(
+            1.02, height, f"said {row.prediction}", transform=axes.get_yaxis_transform(),
+            va="center", fontsize=7, color="black" if row.correct else "#b3261e",
+        )  # fmt: skip
+    axes.set_title(f"#{sweep['sample'].iloc[0]}: class {sweep['label'].iloc[0]}", fontsize=9)
     return figure
 
 

@@ -17,6 +17,7 @@ from matplotlib.transforms import Bbox
 _LINE = "#1f5f8b"
 _BAR = "#a9c6db"
 _MOST_NUMBERED_BLOCKS = 36
+_MOST_NUMBERED_CELLS = 150
 
 
 def plot_top1_vs_flops(
@@ -100,10 +101,7 @@ def plot_block_usage(
     axes.spines[:].set_visible(False)
     _draw_stages(axes, stage_blocks)
     if numbered:
-        for (row, block), value in np.ndenumerate(usage):
-            colour = "black" if value > 60 else "white"
-            text = f"{value:.0f}"
-            axes.text(block, row, text, ha="center", va="center", fontsize=7, color=colour)
+        _number_cells(axes, usage)
     if title:
         axes.set_title(title, fontsize=10, pad=22)
     return figure
@@ -127,6 +125,8 @@ def plot_map(table: pd.DataFrame, x: str, y: str, unit: str) -> Figure:
     axes.set(xlabel=x, ylabel=y)
     axes.tick_params(length=2)
     axes.spines[:].set_visible(False)
+    if shares.size <= _MOST_NUMBERED_CELLS:
+        _number_cells(axes, shares)
     return figure
 
 
@@ -150,6 +150,12 @@ def to_png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
+
+
+def _number_cells(axes: Axes, percent: np.ndarray) -> None:
+    for (row, column), value in np.ndenumerate(percent):
+        colour = "black" if value > 60 else "white"
+        axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color=colour)
 
 
 def _draw_stages(axes: Axes, stage_blocks: Sequence[int]) -> None:
