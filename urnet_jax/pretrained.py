@@ -10,6 +10,7 @@ stride, as in torchvision and timm.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
@@ -59,6 +60,7 @@ class _Place:
     shape: tuple[int, ...]
 
 
+@functools.cache
 def _places(arch: Architecture) -> dict[str, _Place]:
     """Every tensor of the network by torchvision's name; gates are `layer1.0.gate.fc1.weight`."""
     abstract = nnx.eval_shape(lambda: ResNet(arch, rngs=nnx.Rngs(0)))
@@ -150,7 +152,7 @@ def check(tensors: Tensors, arch: Architecture, source: epath.PathLike) -> dict[
     _check_architecture(held, arch, source)
     places = _places(arch)
     counts = {name.replace("running_mean", "num_batches_tracked") for name in places}
-    missing = [n for n in places if n not in names and (held["gated"] or ".gate." not in n)]
+    missing = sorted(n for n in places if n not in names and (held["gated"] or ".gate." not in n))
     unknown = [names[n] for n in names if n not in places and n not in counts]
     if missing or unknown:
         said = [f"lacks {_listed(missing)}"] if missing else []
