@@ -255,6 +255,8 @@ def _define_config(argv: list[str]) -> list[str]:
     for argument in argv:
         if override := re.match(r"--?(?:no)?config\.([^=]*)", argument):
             config_lib.field(override[1])
+    # ml_collections reads names as Python does, to which `from` is a keyword.
+    argv = [re.sub(r"^(--?(?:no)?config\.init)\.from(?==|$)", r'\1["from"]', a) for a in argv]
     config_flags.DEFINE_config_dict("config", config, "The config.", sys_argv=argv)
     return argv
 
