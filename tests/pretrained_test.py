@@ -264,8 +264,8 @@ def test_pytorchs_files_that_are_no_state_dicts(tmp_path):
     for name, words in [
         ("text.th", "is not a checkpoint of tensors alone"),
         ("module.pt", "is not a checkpoint of tensors alone"),
-        ("epoch.pt", "its entry 'epoch' is a int and not a tensor"),
-        ("list.pt", "its entry '(all)' is a list and not a tensor"),
+        ("epoch.pt", "its entry 'epoch' is of type int, not a tensor"),
+        ("list.pt", "its entry '(all)' is of type list, not a tensor"),
     ]:
         with pytest.raises(UserError, match=re.escape(words)) as error:
             pretrained.read_state_dict(tmp_path / name)
@@ -578,6 +578,7 @@ def test_a_run_begins_from_what_another_exported(finished, start, tiny_flags, tm
     with start(*command, cwd=tmp_path) as process:
         printed, errors = process.communicate(timeout=180)
     assert process.returncode == 0, errors
+    assert "It begins with the weights of plain.safetensors." in printed
     meta, begun, stats = checkpoint.load_for_evaluation(tmp_path / "run")
     assert (meta.phase, meta.step, meta.config.init["from"]) == ("gates", 7, "plain.safetensors")
     gates, backbone = optimizer.split_trained(begun, "gates")

@@ -277,6 +277,8 @@ def report_network(config: Config, state: TrainState) -> None:
     """Prints what is about to be trained."""
     count = parameter_overview.count_parameters(state.params)
     print(f"{config_lib.architecture(config).describe()}: {count:,} parameters")
+    if config.init["from"]:
+        print(f"It begins with the weights of {config.init['from']}.")
 
 
 def report_changes(before: Config, now: Config) -> None:
