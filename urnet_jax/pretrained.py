@@ -116,8 +116,9 @@ def import_state_dict(
 def export_state_dict(params: Tree, batch_stats: Tree, arch: Architecture) -> Tensors:
     """The network's state dict, gates included.
 
-    It has the names of torchvision, or for a `cifar` network those of the usual CIFAR ResNets. A
-    plain PyTorch network loads it with `strict=True`; it counts its batches anew.
+    It has the names of torchvision, or for a `cifar` network those of the usual CIFAR ResNets.
+    PyTorch loads that of a plain network with `strict=True`, and counts its batches anew; that of a
+    gated one, whose gates are tensors too, with `strict=False`.
     """
     leaves = traverse_util.flatten_dict(params) | traverse_util.flatten_dict(batch_stats)
     tensors = {}

@@ -52,7 +52,8 @@ def read_state_dict(path: epath.PathLike) -> Tensors:
         if not torch.is_tensor(value):
             raise UserError(
                 f"{path} is not a state dict: its entry {name!r} is of type "
-                f"{type(value).__name__}, not a tensor; write one with torch.save(model.state_dict(), FILE)."
+                f"{type(value).__name__}, not a tensor; write one with "
+                "torch.save(model.state_dict(), FILE)."
             )
         value = value.float() if value.is_floating_point() else value  # NumPy has no bfloat16.
         tensors[str(name)] = value.detach().numpy()
