@@ -43,6 +43,9 @@ def get_config() -> ml_collections.ConfigDict:
     model.gate_bias = 0.5  # initial bias of the gate's logit; positive: gates begin open
     model.scan = "auto"  # blocks of a stage in training: loop, unroll, or auto (unroll on CPU)
 
+    config.init = init = ml_collections.ConfigDict()
+    init["from"] = ""  # a PyTorch checkpoint file to start from; "": random weights
+
     config.gate = gate = ml_collections.ConfigDict()
     gate.sigmoid_probability = 0.1  # p: a training gate is a sigmoid with p, else a hard step
     gate.draw = "gate"  # p is drawn per gate (of each sample), per sample, or per step

@@ -40,6 +40,9 @@ def get_config() -> ml_collections.ConfigDict:
     model.gate_bias = 0.5  # initial bias of the gate's logit; positive: gates begin open
     model.scan = "auto"  # blocks of a stage in training: loop, unroll, or auto (unroll on CPU)
 
+    config.init = init = ml_collections.ConfigDict()
+    init["from"] = ""  # a PyTorch checkpoint file to start from; "": random weights
+
     config.gate = gate = ml_collections.ConfigDict()
     # p: a training gate is a sigmoid with p, else a hard step. The paper trains 500 epochs with
     # 0.1; a short schedule needs a gradient more often.

@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -82,6 +83,21 @@ def run_aot() -> None:
     app.run(_aot, flags_parser=_parse_aot)
 
 
+def run_export() -> None:
+    """Write a run's network as a PyTorch state dict.
+
+        python -m urnet_jax.pretrained --workdir=DIR --output=FILE
+
+    --workdir  the folder of a run by train.py
+    --output   the file: .safetensors, or .pt, .pth or .th, which need the extra torch
+    --step     newest (default), best (by the mean top-1 of its evaluation) or a step's number
+
+    Gates are written too, as layer1.0.gate.fc1.weight and so on. --config.init.from=FILE takes the
+    file back.
+    """
+    app.run(_export, flags_parser=_parse_export)
+
+
 @_told_to_the_user
 def _parse_train(argv: list[str]) -> tuple[Config, str]:
     _help(argv, run_train)
@@ -148,8 +164,7 @@ def _parse_evaluate(argv: list[str]) -> tuple[float, ...] | None:
     flags.DEFINE_string("output", "", "The folder for tables and plots.")
     _parse(argv)
     _check_workdir()
-    if FLAGS.step not in ("newest", "best") and not FLAGS.step.isdecimal():
-        raise UserError(f"--step is {FLAGS.step!r}; expected newest, best or a step's number.")
+    _which_step()
     return None if FLAGS.scales is None else _scales(FLAGS.scales)
 
 
@@ -159,7 +174,7 @@ def _evaluate(scales: tuple[float, ...] | None) -> None:
 
     report.evaluate_workdir(
         FLAGS.workdir,
-        which=int(FLAGS.step) if FLAGS.step.isdecimal() else FLAGS.step,
+        which=_which_step(),
         scales=scales,
         split=FLAGS.split,
         batch_size=FLAGS.batch_size,
@@ -167,6 +182,34 @@ def _evaluate(scales: tuple[float, ...] | None) -> None:
         data_dir=FLAGS.data_dir,
         output=FLAGS.output,
     )
+
+
+@_told_to_the_user
+def _parse_export(argv: list[str]) -> None:
+    _help(argv, run_export)
+    flags.DEFINE_string("workdir", "", "The folder of a run by train.py.")
+    flags.DEFINE_string("output", "", "The file.")
+    flags.DEFINE_string("step", "newest", "Which checkpoint.")
+    _parse(argv)
+    _check_workdir()
+    _which_step()
+    if not FLAGS.output:
+        raise UserError("--output is missing; name a file, as --output=mine.safetensors.")
+
+
+@_told_to_the_user
+def _export(_: None) -> None:
+    from urnet_jax import pretrained
+
+    pretrained.export_workdir(FLAGS.workdir, FLAGS.output, _which_step())
+
+
+def _which_step() -> Any:
+    if FLAGS.step in ("newest", "best"):
+        return FLAGS.step
+    if not FLAGS.step.isdecimal():
+        raise UserError(f"--step is {FLAGS.step!r}; expected newest, best or a step's number.")
+    return int(FLAGS.step)
 
 
 def _check_workdir() -> None:
@@ -212,6 +255,8 @@ def _define_config(argv: list[str]) -> list[str]:
     for argument in argv:
         if override := re.match(r"--?(?:no)?config\.([^=]*)", argument):
             config_lib.field(override[1])
+    # ml_collections reads names as Python does, to which `from` is a keyword.
+    argv = [re.sub(r"^(--?(?:no)?config\.init)\.from(?==|$)", r'\1["from"]', a) for a in argv]
     config_flags.DEFINE_config_dict("config", config, "The config.", sys_argv=argv)
     return argv
 

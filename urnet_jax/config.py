@@ -116,6 +116,7 @@ FIELDS: dict[str, Field] = {
     "model.gate_reduction": _COUNT,
     "model.gate_bias": Field(float),
     "model.scan": _choice("auto", "loop", "unroll"),
+    "init.from": _TEXT,
     "gate.sigmoid_probability": _SHARE,
     "gate.draw": _choice("gate", "sample", "step"),
     "scale.min": _SHARE,
@@ -233,7 +234,7 @@ def load(path_or_name: str) -> Config:
         if name in FIELDS and FIELDS[name].kind is float and type(value) is int:
             with config.ignore_type():
                 config.update_from_flattened_dict({name: float(value)})
-    return config.lock()
+    return _completed(config)
 
 
 def to_json(config: Config) -> str:
@@ -249,7 +250,7 @@ def from_json(text: str) -> Config:
         tree = None
     if not isinstance(tree, dict):
         raise UserError("the stored config is not a JSON object; restore its file.")
-    return ConfigDict(tree).lock()
+    return _completed(ConfigDict(tree))
 
 
 def flatten(config: Config) -> dict[str, Any]:
@@ -261,6 +262,13 @@ def flatten(config: Config) -> dict[str, Any]:
         else:
             values[key] = value
     return values
+
+
+def _completed(config: ConfigDict) -> Config:
+    """The config, locked; one from before there was a section `init` has the weights of then."""
+    with config.unlocked():
+        config.init = config.get("init", ConfigDict({"from": ""}))
+    return config.lock()
 
 
 def _find(path_or_name: str) -> pathlib.Path | Traversable:

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from urnet_jax import checkpoint, sharding
+from urnet_jax import checkpoint, pretrained, sharding
 from urnet_jax import config as config_lib
 from urnet_jax import state as state_lib
 from urnet_jax.architecture import Architecture
@@ -143,6 +143,25 @@ def check_workdir(workdir: epath.PathLike, config: Config) -> Meta | None:
         values = " and ".join(f"{phase}.{n} {before[n]}, not {now[n]}" for n in changed)
         raise UserError(f"{where} phase that began with {values}: {advice}")
     return found
+
+
+def check_init(config: Config, phase: str) -> None:
+    """Refuses an `init.from` that a run cannot begin from, whose first phase is `phase`.
+
+    Raises:
+      UserError: the file is no checkpoint of the config's network, or the phase has an `init_from`
+        of its own.
+    """
+    source = config.init["from"]
+    if not source:
+        return
+    if config[phase].init_from:
+        raise UserError(
+            f"init.from is {source} and {phase}.init_from {config[phase].init_from}: a run begins "
+            "from one of them; leave the other empty."
+        )
+    arch = config_lib.architecture(config)
+    pretrained.check(pretrained.read_state_dict(source), arch, source)
 
 
 def check_init_from(config: Config, phase: str) -> None:

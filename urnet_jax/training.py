@@ -18,6 +18,7 @@ from urnet_jax import (
     evaluation,
     interruption,
     optimizer,
+    pretrained,
     report,
     resume,
     sharding,
@@ -71,6 +72,9 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> None:
         with contextlib.ExitStack() as stack:
             stack.enter_context(resume.locked(workdir))
             found = resume.check_workdir(workdir, config)
+            if found is None:
+                with sharding.failing_together():  # A host may lack the file.
+                    resume.check_init(config, phases[0])
             for phase in phases:
                 if found is None or is_before(found.phase, phase):
                     resume.check_init_from(config, phase)
@@ -162,9 +166,12 @@ def phases_to_run(config: Config) -> list[str]:
 def start_phase(
     config: Config, phase: str, steps_per_epoch: float, before: TrainState | None, mesh: Mesh
 ) -> TrainState:
-    """The first state of a phase: weights from `init_from`, else from the phase before it."""
+    """The first state of a phase.
+
+    Weights are from the phase's `init_from`, else from the phase before it, else from `init.from`.
+    """
     if before is None:
-        params, batch_stats = state_lib.init_variables(config)
+        params, batch_stats = pretrained.initial_variables(config)
     else:
         params, batch_stats = before.eval_params, before.batch_stats
     if config[phase].init_from:
@@ -270,6 +277,8 @@ def report_network(config: Config, state: TrainState) -> None:
     """Prints what is about to be trained."""
     count = parameter_overview.count_parameters(state.params)
     print(f"{config_lib.architecture(config).describe()}: {count:,} parameters")
+    if config.init["from"]:
+        print(f"It begins with the weights of {config.init['from']}.")
 
 
 def report_changes(before: Config, now: Config) -> None:
