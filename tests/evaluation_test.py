@@ -11,10 +11,11 @@ from PIL import Image
 from urnet_jax import config as config_lib
 from urnet_jax import data, evaluation, flops, plots, report, state, steps
 from urnet_jax.architecture import Architecture
-from urnet_jax.checkpoint import Checkpointer, Meta
+from urnet_jax.checkpoint import Checkpointer
 from urnet_jax.config import Config
 from urnet_jax.errors import UserError
 from urnet_jax.evaluation import Evaluation
+from urnet_jax.meta import Meta
 
 FILES = ["eval.csv", "eval.json", "eval_samples.npz", "top1_vs_flops.png", "block_usage.png"]
 ARCH = Architecture("cifar", depth=8, num_classes=10, image_size=8, image_channels=1)

@@ -57,6 +57,21 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on(
     assert scores[0] == scores[1]
 
 
+def test_a_second_ctrl_c_stops_at_once(start, tiny_flags, tmp_path):
+    with start("train.py", "--workdir=run", *tiny_flags, cwd=tmp_path) as process:
+        while not (tmp_path / "run" / "config.json").exists():  # Before the step is compiled.
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.02)
+        for _ in range(2):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.5)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert errors.endswith(
+        "Interrupted: the same command goes on from the last checkpoint, if any.\n"
+    )
+
+
 def test_a_second_run_in_a_workdir_is_refused(start, tiny_flags, tmp_path):
     with start("train.py", "--workdir=run", *tiny_flags, cwd=tmp_path) as first:
         wait_for_checkpoint(tmp_path / "run", first)

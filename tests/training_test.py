@@ -10,8 +10,9 @@ import pytest
 
 from urnet_jax import checkpoint, optimizer, report, sharding, state, training, writers
 from urnet_jax import config as config_lib
-from urnet_jax.checkpoint import Checkpointer, Meta
+from urnet_jax.checkpoint import Checkpointer
 from urnet_jax.errors import UserError
+from urnet_jax.meta import Meta
 from urnet_jax.state import TrainState
 
 STEPS_PER_EPOCH = 1437 / 64

@@ -1,65 +1,24 @@
 """Checkpoints: the training state and what it says of itself. The only user of Orbax."""
 
 import contextlib
-import dataclasses
 import errno
 import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
 from urnet_jax import checksums, sharding
-from urnet_jax import config as config_lib
 from urnet_jax import state as state_lib
-from urnet_jax.config import PHASES, Config
 from urnet_jax.errors import UserError
+from urnet_jax.meta import Meta, Score
 from urnet_jax.state import TrainState, Tree
 
 FOLDER = "checkpoints"
-
-Score: TypeAlias = tuple[int, float]
-
-
-@dataclasses.dataclass(frozen=True)
-class Meta:
-    """What a checkpoint says of itself.
-
-    Attributes:
-      step: training steps taken over all phases, and batches taken from the input.
-      phase: the phase that the state belongs to.
-      phase_step: steps taken in it.
-      phase_steps: steps that the phase has in all.
-      steps_per_epoch: training steps of one epoch.
-      config: the run's config.
-      top1_percent: mean over the scales of the evaluation at this step, None where there was none.
-    """
-
-    step: int
-    phase: str
-    phase_step: int
-    phase_steps: int
-    steps_per_epoch: float
-    config: Config
-    top1_percent: float | None = None
-
-    @property
-    def score(self) -> Score | None:
-        """What orders checkpoints that were evaluated: a later phase, then a higher top-1.
-
-        Phases are evaluated at other scales, and their top-1 does not compare.
-        """
-        if self.top1_percent is None:
-            return None
-        return PHASES.index(self.phase), self.top1_percent
-
-    def to_json(self) -> dict[str, Any]:
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return fields | {"config": config_lib.to_json(self.config)}
 
 
 class Checkpointer:
@@ -206,14 +165,9 @@ def read_meta(workdir: epath.PathLike, step: int) -> Meta:
     """
     folder = _folder(workdir) / str(step)
     try:
-        saved = json.loads((folder / "meta" / "metadata").read_text())
-        meta = Meta(**{**saved, "config": config_lib.from_json(saved["config"])})
-        config_lib.architecture(meta.config)
-        if meta.phase not in PHASES:
-            raise ValueError(f"its phase is {meta.phase!r}")
+        return Meta.from_json(json.loads((folder / "meta" / "metadata").read_text()))
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise damaged(folder, error) from error
-    return meta
 
 
 def _score(workdir: epath.PathLike, step: int) -> Score | None:
@@ -241,25 +195,37 @@ def damaged(folder: epath.Path, error: Exception) -> UserError:
     )
 
 
-def newest_meta(workdir: epath.PathLike) -> Meta | None:
-    """What the newest whole checkpoint of `workdir` says, None where there is none.
+def find_whole(workdir: epath.PathLike) -> tuple[Meta | None, dict[int, UserError]]:
+    """What the newest whole checkpoint says, and by step why those after it are damaged.
 
-    A damaged one is passed over, with a sentence on stderr.
+    Returns:
+      None and nothing where there are no checkpoints.
 
     Raises:
       UserError: there are checkpoints, and all are damaged.
     """
-    error = None
+    errors: dict[int, UserError] = {}
     for step in reversed(steps(workdir)):
         try:
             check_files(workdir, step)
-            return read_meta(workdir, step)
-        except UserError as found:
-            error = error or found
-            print(f"warning: {found}", file=sys.stderr)
-    if error is not None:
-        raise error
-    return None
+            return read_meta(workdir, step), errors
+        except UserError as error:
+            errors[step] = error
+    if errors:
+        reason = str(next(iter(errors.values()))).split("; move that folder")[0]
+        raise UserError(
+            f"Every checkpoint of the workdir {workdir} is damaged: {reason}; bring one back from "
+            "a copy, or start in a new workdir."
+        )
+    return None, {}
+
+
+def newest_meta(workdir: epath.PathLike) -> Meta | None:
+    """`find_whole`'s first; a damaged one is passed over, with a sentence on stderr."""
+    meta, damaged_ones = find_whole(workdir)
+    for error in damaged_ones.values():
+        print(f"warning: {error}", file=sys.stderr)
+    return meta
 
 
 def load_for_evaluation(

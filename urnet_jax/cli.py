@@ -59,8 +59,8 @@ def run_evaluate() -> None:
     --scales      each from 0 to 1, separated by commas (default: the run's eval.scales)
     --split       test (default) or train
     --batch_size  images at a time (default: the run's eval.batch_size)
-    --execution   how blocks that gates skip are left out (default: auto, what is fastest here);
-                  dense computes and masks them: the results are the same
+    --execution   how blocks that gates skip are left out: cond, compact, pieces or auto (default:
+                  what is fastest here); dense computes and masks them, the same to rounding
     --data_dir    where the data lies now (default: the run's data.dir)
     --output      the folder for tables and plots (default: the workdir)
     """

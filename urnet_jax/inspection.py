@@ -18,10 +18,10 @@ from matplotlib.figure import Figure
 
 from urnet_jax import checkpoint, data, plots, steps
 from urnet_jax.architecture import Architecture
-from urnet_jax.checkpoint import Meta
 from urnet_jax.config import Config, architecture
 from urnet_jax.errors import UserError
 from urnet_jax.evaluation import Evaluation, evaluate, summarize
+from urnet_jax.meta import Meta
 from urnet_jax.state import Tree
 
 SWEEP = tuple(np.round(np.linspace(0, 1, 21), 2).tolist())

@@ -39,9 +39,16 @@ def watched() -> Iterator[AskedToStop]:
         return
     asked, before = [], {}
 
+    def at_once(number: int, frame: Any) -> None:
+        del number, frame
+        os.write(2, b"\nInterrupted: the same command goes on from the last checkpoint, if any.\n")
+        os._exit(EXIT_CODES["SIGINT"])  # An ordinary end may come in the middle of a compilation.
+
     def remember(number: int, frame: Any) -> None:
         del frame
         restore()
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, at_once)
         asked.append(signal.Signals(number).name)
         # Not print: the signal may have come in the middle of another one.
         os.write(2, b"\nStopping after this step and saving; once more stops at once.\n")

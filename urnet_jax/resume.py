@@ -15,9 +15,9 @@ from urnet_jax import checkpoint, pretrained, sharding
 from urnet_jax import config as config_lib
 from urnet_jax import state as state_lib
 from urnet_jax.architecture import Architecture
-from urnet_jax.checkpoint import Meta
 from urnet_jax.config import Config
 from urnet_jax.errors import UserError, make_folder, writable
+from urnet_jax.meta import Meta
 
 DAMAGED = "damaged"
 """The folder of a workdir that damaged checkpoints are moved to."""
@@ -79,16 +79,17 @@ def _check_shared(workdir: epath.PathLike) -> None:
 
 
 def newest_whole(workdir: epath.PathLike) -> Meta | None:
-    """What the newest whole checkpoint says, None where there is none; sets damaged ones aside."""
+    """What the newest whole checkpoint says, None where there is none; sets damaged ones aside.
+
+    Raises:
+      UserError: there are checkpoints, and all are damaged; they stay where they are.
+    """
     found = -1
     with sharding.failing_together():
-        for step in reversed(checkpoint.steps(workdir) if sharding.is_main() else []):
-            try:
-                checkpoint.check_files(workdir, step)
-                checkpoint.read_meta(workdir, step)
-                found = step
-                break
-            except UserError as error:
+        if sharding.is_main():
+            meta, damaged = checkpoint.find_whole(workdir)
+            found = -1 if meta is None else meta.step
+            for step, error in damaged.items():
                 _set_aside(workdir, step, error)
     found = sharding.decided_by_main(found)
     return None if found < 0 else checkpoint.read_meta(workdir, found)

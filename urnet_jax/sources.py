@@ -267,6 +267,11 @@ def _newest_info(name: str, data_dir: str) -> epath.Path:
     infos = list(folder.glob("*/dataset_info.json")) if folder.is_dir() else []
     infos = [info for info in infos if re.fullmatch(r"\d+\.\d+\.\d+", info.parent.name)]
     if not infos:
+        if epath.Path(data_dir).name == name:
+            raise UserError(
+                f"data.dir {data_dir!r} is the folder {name} itself; name the one that holds it, "
+                f"{str(epath.Path(data_dir).parent)!r}."
+            )
         raise UserError(f"data.dir {data_dir!r} holds no prepared {called}: {_remedy(name)}")
     return max(infos, key=lambda info: tuple(map(int, info.parent.name.split("."))))
 

@@ -27,10 +27,11 @@ from urnet_jax import (
 )
 from urnet_jax import config as config_lib
 from urnet_jax import state as state_lib
-from urnet_jax.checkpoint import Checkpointer, Meta
+from urnet_jax.checkpoint import Checkpointer
 from urnet_jax.config import Config
 from urnet_jax.errors import Stopped, UserError, writable
 from urnet_jax.interruption import AskedToStop
+from urnet_jax.meta import Meta
 from urnet_jax.progress import PhaseProgress
 from urnet_jax.state import TrainState
 from urnet_jax.writers import MetricWriter
@@ -81,6 +82,12 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> None:
             with sharding.failing_together():  # A host may lack the data.
                 train_split = data.open_split(config.data, "train")
                 test_split = data.open_split(config.data, "test")
+
+            if train_split.num_examples < config.data.batch_size:
+                print(
+                    f"Mind: data.batch_size is {config.data.batch_size}, more than the "
+                    f"{train_split.num_examples} training images: an epoch is less than a step."
+                )
 
             # ---- Run ----
             settings = config.checkpoint
