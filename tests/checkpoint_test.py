@@ -380,3 +380,15 @@ def test_where_all_checkpoints_are_damaged_nothing_is_changed(workdir, tiny):
     with pytest.raises(UserError, match=message):
         checkpoint.load_for_evaluation(workdir)
     assert contents(workdir) == before
+
+
+def test_a_checkpoint_whose_removal_was_killed_is_removed(workdir, newest, start, tiny_flags):
+    half = newest.with_name("5")
+    shutil.copytree(newest.with_name("28"), half)
+    (half / "_CHECKPOINT_METADATA").unlink()
+    shutil.rmtree(half / "state")
+    with start("train.py", "--workdir=run", *tiny_flags, cwd=workdir.parent) as process:
+        printed, errors = process.communicate(timeout=120)
+    assert (process.returncode, errors) == (0, "")
+    assert printed.startswith("Going on from step 29")
+    assert checkpoint.steps(workdir) == [28, 29]

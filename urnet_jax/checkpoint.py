@@ -220,6 +220,14 @@ def find_whole(workdir: epath.PathLike) -> tuple[Meta | None, dict[int, UserErro
     return None, {}
 
 
+def remove_leftovers(workdir: epath.PathLike, newest: int) -> None:
+    """Removes what is left of checkpoints before `newest` whose removal was killed midway."""
+    for step in steps(workdir):
+        folder = _folder(workdir) / str(step)
+        if step < newest and not (folder / checksums.ORBAX_METADATA).exists():
+            folder.rmtree(missing_ok=True)
+
+
 def newest_meta(workdir: epath.PathLike) -> Meta | None:
     """`find_whole`'s first; a damaged one is passed over, with a sentence on stderr."""
     meta, damaged_ones = find_whole(workdir)

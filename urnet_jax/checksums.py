@@ -8,8 +8,8 @@ from etils import epath
 
 FILE = "checksums.json"
 
-_LATE = "_CHECKPOINT_METADATA"
-"""What Orbax writes into after all else; nothing is read from it."""
+ORBAX_METADATA = "_CHECKPOINT_METADATA"
+"""Orbax writes into it after all else, and misses it in a checkpoint that has none."""
 
 
 def write(folder: epath.Path) -> None:
@@ -40,5 +40,5 @@ def _files(folder: epath.Path) -> Iterator[epath.Path]:
     for path in sorted(folder.iterdir()):  # epath has no recursive glob
         if path.is_dir():
             yield from _files(path)
-        elif path.name not in (FILE, _LATE):
+        elif path.name not in (FILE, ORBAX_METADATA):
             yield path

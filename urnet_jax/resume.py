@@ -91,6 +91,7 @@ def newest_whole(workdir: epath.PathLike) -> Meta | None:
             found = -1 if meta is None else meta.step
             for step, error in damaged.items():
                 _set_aside(workdir, step, error)
+            checkpoint.remove_leftovers(workdir, found)
     found = sharding.decided_by_main(found)
     return None if found < 0 else checkpoint.read_meta(workdir, found)
 
