@@ -75,9 +75,7 @@ def parse(argv: list[str]) -> flags.FlagValues:
     flags.DEFINE_list("rates", ["1000", "5000", "20000"], "", flag_values=values)
     flags.DEFINE_integer("repeats", 7, "", lower_bound=1, flag_values=values)
     flags.DEFINE_boolean("torch", True, "", flag_values=values)
-    flags.DEFINE_string("output", "results/input", "", flag_values=values)
-    flags.DEFINE_boolean("fresh", False, "", flag_values=values)
-    flags.DEFINE_float("time_limit_s", float("inf"), "", lower_bound=0.0, flag_values=values)
+    results.define_flags(values, "results/input")
     timing.parse_flags(values, argv, __doc__ or "")
     if not values.data_dir:
         raise UserError("--data_dir is missing; name a TFDS data_dir that holds imagenet2012.")

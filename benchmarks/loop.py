@@ -64,9 +64,7 @@ def parse(argv: list[str]) -> flags.FlagValues:
     flags.DEFINE_string("data_dir", "", "", flag_values=values)
     flags.DEFINE_integer("rounds", 8, "", lower_bound=2, flag_values=values)
     flags.DEFINE_float("segment_s", 6.0, "", lower_bound=0.0, flag_values=values)
-    flags.DEFINE_string("output", "results/loop", "", flag_values=values)
-    flags.DEFINE_boolean("fresh", False, "", flag_values=values)
-    flags.DEFINE_float("time_limit_s", float("inf"), "", lower_bound=0.0, flag_values=values)
+    results.define_flags(values, "results/loop")
     timing.parse_flags(values, argv, __doc__ or "")
     return values
 

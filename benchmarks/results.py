@@ -37,6 +37,13 @@ Group: TypeAlias = tuple[str, Row, Measure]
 """What is measured together: its name, the settings that it depends on, and how."""
 
 
+def define_flags(values: flags.FlagValues, output: str) -> None:
+    """Defines the flags that `measure` reads; `output` is the default folder."""
+    flags.DEFINE_string("output", output, "", flag_values=values)
+    flags.DEFINE_boolean("fresh", False, "", flag_values=values)
+    flags.DEFINE_float("time_limit_s", float("inf"), "", lower_bound=0.0, flag_values=values)
+
+
 def measure(
     groups: Iterable[Group], values: flags.FlagValues, *, timed: bool = True
 ) -> tuple[epath.Path, Row]:

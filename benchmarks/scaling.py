@@ -69,9 +69,7 @@ def parse(argv: list[str]) -> flags.FlagValues:
     flags.DEFINE_integer("accumulate_steps", 1, "", lower_bound=1, flag_values=values)
     flags.DEFINE_boolean("evaluate", False, "", flag_values=values)
     flags.DEFINE_float("input_rate", 0.0, "", lower_bound=0.0, flag_values=values)
-    flags.DEFINE_string("output", "results/scaling", "", flag_values=values)
-    flags.DEFINE_boolean("fresh", False, "", flag_values=values)
-    flags.DEFINE_float("time_limit_s", float("inf"), "", lower_bound=0.0, flag_values=values)
+    results.define_flags(values, "results/scaling")
     timing.parse_flags(values, argv, __doc__ or "")
     config_lib.validate(_config(values, 1))
     return values

@@ -68,9 +68,7 @@ def parse(argv: list[str]) -> flags.FlagValues:
     for name, default in {"input": True, "torch": True, "torch_compile": False}.items():
         flags.DEFINE_boolean(name, default, "", flag_values=values)
     flags.DEFINE_string("data_dir", "", "", flag_values=values)
-    flags.DEFINE_string("output", "results/training", "", flag_values=values)
-    flags.DEFINE_boolean("fresh", False, "", flag_values=values)
-    flags.DEFINE_float("time_limit_s", float("inf"), "", lower_bound=0.0, flag_values=values)
+    results.define_flags(values, "results/training")
     timing.parse_flags(values, argv, __doc__ or "")
     if not values.networks and not values.input:
         raise UserError("There is nothing to time: name --networks or set --input=True.")
