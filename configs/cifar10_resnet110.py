@@ -39,6 +39,7 @@ def get_config() -> ml_collections.ConfigDict:
     model.shortcut = "A"  # A (stride, zero-pad), pool (average-pool, zero-pad), B (projection)
     model.dtype = "float32"  # of the computation, or bfloat16; parameters stay float32
     model.gated = True  # False: the plain network, S ignored
+    model.gate_network = "block"  # block: a gate on every block; external: a ResNet-8 for all
     model.gate_reduction = 2  # r: the gate's hidden layer has C / r units
     model.gate_bias = 0.5  # initial bias of the gate's logit; positive: gates begin open
     model.scan = "auto"  # blocks of a stage in training: loop, unroll, or auto (unroll on CPU)
@@ -49,12 +50,19 @@ def get_config() -> ml_collections.ConfigDict:
     config.gate = gate = ml_collections.ConfigDict()
     gate.sigmoid_probability = 0.1  # p: a training gate is a sigmoid with p, else a hard step
     gate.draw = "gate"  # p is drawn per gate (of each sample), per sample, or per step
+    gate.straight_through = False  # steps have the gradient of sigmoids, not none
+    # Blocks are dropped at random until a share S is left: never, in test, or always (in training
+    # too). Gates, if there are any, then only weigh what is left.
+    gate.random_drop = "never"
 
     config.scale = scale = ml_collections.ConfigDict()
     scale.min = 0.2  # S is drawn uniformly from [min, max] in training
     scale.max = 1.0
-    scale.draw = "step"  # per sample, or per step (the paper)
-    scale.loss = "sample"  # the scale loss is taken per sample, or on the batch mean
+    scale.draw = "step"  # per sample, per group (eight in a batch), or per step (the paper)
+    scale.schedule = "ranged"  # any S; or fixed: one, to which S falls from 1 along a cosine
+    scale.fixed = 1.0  # that S
+    scale.noise = 0.1  # standard deviation about it on the way
+    scale.loss = "sample"  # held to S: each sample's usage, or a group's (of one S) mean
     scale.beta = 2.0  # weight of the scale loss (equation 5)
 
     # The three phases run one after another; a phase of 0 epochs is left out.
@@ -89,6 +97,7 @@ def pretrain(*, epochs: float) -> ml_collections.ConfigDict:
     section.step_fractions = (0.5, 0.75)  # of the phase's length
     section.step_factor = 0.1
     section.warmup_epochs = 1.0  # linear; at most half of the phase
+    section.gate_optimizer = "sgd"  # sgd, as the backbone's, or adam
     section.gate_learning_rate_factor = 1.0  # gates learn this many times faster than the backbone
     section.momentum = 0.9  # Nesterov
     section.weight_decay = 1e-4  # of kernels; norms, biases and gates are spared

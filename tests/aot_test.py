@@ -11,6 +11,7 @@ import pytest
 from urnet_jax import aot, compiled, sharding
 from urnet_jax import config as config_lib
 from urnet_jax.errors import UserError
+from urnet_jax.fields import PHASES
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
@@ -31,7 +32,7 @@ def run(*arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("phase", config_lib.PHASES)
+@pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("scan", ["loop", "unroll"])
 def test_a_training_step_computes_what_the_architecture_says(phase, scan):
     config = small(**{"model.scan": scan})

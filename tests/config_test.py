@@ -1,3 +1,4 @@
+import json
 import pathlib
 
 import pytest
@@ -5,6 +6,7 @@ from ml_collections import ConfigDict
 
 from urnet_jax import config as config_lib
 from urnet_jax.errors import UserError
+from urnet_jax.fields import FIELDS, LATER
 
 CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "configs"
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem != "__init__")
@@ -25,7 +27,7 @@ def test_shipped_config(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: pa
     monkeypatch.chdir(tmp_path)
     config = config_lib.load(f"configs/{name}.py")
     config_lib.validate(config)
-    assert set(config_lib.flatten(config)) == set(config_lib.FIELDS)
+    assert set(config_lib.flatten(config)) == set(FIELDS)
     assert config.is_locked
     assert config == config_lib.load(name) == config_lib.load(str(CONFIGS / f"{name}.py"))
     again = config_lib.from_json(config_lib.to_json(config))
@@ -41,7 +43,51 @@ def test_shipped_configs_are_the_promised_ones():
         "cifar10_resnet20",
         "digits",
         "imagenet_resnet101",
+        "table1",
+        "table2",
     ]
+
+
+@pytest.mark.parametrize(
+    ("table", "row", "fields"),
+    [
+        ("table1", "random_drop_test", {"model.gated": False, "gate.random_drop": "test"}),
+        ("table1", "random_drop", {"model.gated": False, "gate.random_drop": "always"}),
+        ("table1", "external", {"model.gate_network": "external"}),
+        ("table1", "sigmoid_only", {"gate.sigmoid_probability": 1.0}),
+        ("table1", "step_only", {"gate.sigmoid_probability": 0.0}),
+        ("table1", "block_attention", {"gate.random_drop": "always", "model.gated": True}),
+        ("table1", "urnet", {"gate.sigmoid_probability": 0.1, "scale.beta": 2.0}),
+        ("table1", "ours", {"gate.straight_through": True}),
+        ("table2", "resnet75", {"model.gated": False, "model.depth": 75}),
+        ("table2", "urnet_ranged", {"model.gated": True, "scale.schedule": "ranged"}),
+        ("table2", "urnet_fixed_0.6", {"scale.schedule": "fixed", "eval.scales": (0.6,)}),
+    ],
+)
+def test_a_row_of_the_papers_tables(table: str, row: str, fields: dict[str, object]):
+    config = config_lib.load(f"configs/{table}.py:{row}")
+    config_lib.validate(config)
+    values = config_lib.flatten(config)
+    assert fields.items() <= values.items()
+    total = config.gates.epochs * config.model.gated + config.joint.epochs
+    assert total == (500 if table == "table1" else total) > 0
+
+
+def test_an_unknown_row_lists_the_known_ones():
+    with pytest.raises(UserError, match="row is 'urn'; expected one of random_drop_test, .*urnet"):
+        config_lib.load("table1:urn")
+
+
+def test_a_config_from_before_a_field_existed_means_what_it_meant():
+    text = config_lib.to_json(config_lib.load("digits"))
+    tree = json.loads(text)
+    for name in LATER:
+        section, leaf = name.split(".")
+        del tree[section][leaf]
+    del tree["init"]
+    older = config_lib.from_json(json.dumps(tree))
+    config_lib.validate(older)
+    assert LATER.items() <= config_lib.flatten(older).items()
 
 
 def test_json_keeps_values_that_print_badly():
@@ -135,7 +181,7 @@ def test_whole_numbers_stand_for_floats():
     config_lib.validate(digits(joint__epochs=3, eval__scales=(0, 1), scale__min=0))
 
 
-@pytest.mark.parametrize("name", config_lib.FIELDS)
+@pytest.mark.parametrize("name", FIELDS)
 def test_every_field_refuses_what_it_cannot_be(name: str):
     with pytest.raises(UserError, match=name):
         config_lib.validate(digits(**{name.replace(".", "__"): object()}))

@@ -95,7 +95,7 @@ def test_correct_counts_the_padded_batches_own_examples(whole):
     correct = 0
     for batch in batches:
         scale = np.full(100, 0.6, np.float32)
-        result = eval_step(*variables, batch["image"], batch["label"], scale)
+        result = eval_step(*variables, batch["image"], batch["label"], scale, batch["index"])
         correct += int(np.sum(np.asarray(result["correct"]) & batch["mask"]))
     row = evaluation.summarize(whole).set_index("scale").loc[0.6]
     assert (row.examples, row.correct) == (360, correct)

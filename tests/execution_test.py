@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 from urnet_jax import execution, report, state
 from urnet_jax.architecture import EXECUTIONS, Architecture, Execution
+from urnet_jax.blocks import Block, GateInputs
 from urnet_jax.gates import pool
-from urnet_jax.resnet import Block, ResNet
+from urnet_jax.resnet import ResNet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,7 @@ ARCHS = {
     "A": TwoStages("cifar", 20, 5, image_size=9, width=4),  # 9 and 5 px: odd
     "pool": TwoStages("cifar", 14, 5, image_size=8, width=4, shortcut="pool"),
     "B": TwoStages("cifar", 14, 5, image_size=8, width=4, shortcut="B"),
+    "external": TwoStages("cifar", 14, 5, image_size=8, width=4, gate_network="external"),
     "basic": TwoStages("imagenet", 18, 5, image_size=16, width=4, shortcut="B"),
     "bottleneck": TwoStages("imagenet", 50, 5, image_size=16, width=4, shortcut="B"),
 }
@@ -48,7 +50,7 @@ seeds = st.integers(0, 2**32 - 1)
 each_execution = pytest.mark.parametrize("how", SPARSE)
 each_case = pytest.mark.parametrize(
     ("name", "batch"),
-    [("A", 1), ("A", 33), ("pool", 8), ("B", 40), ("basic", 2), ("bottleneck", 7)],
+    [("A", 1), ("A", 33), ("pool", 8), ("B", 40), ("external", 8), ("basic", 2), ("bottleneck", 7)],
 )
 
 traces = collections.Counter()
@@ -69,8 +71,14 @@ def network(name: str, dtype: str = "float32") -> tuple[Any, Any, Any]:
         if (layer, kind) == ("fc1", "kernel"):  # [..., 2C, hidden]: features, then S
             values = rng.normal(0, 0.2, size)
             values[..., size[-2] // 2 :, :] = 2 / size[-2]
+        elif layer == "of_scale":
+            values = np.ones(size)
         elif layer == "fc2":
-            values = np.full(size, 1 / size[-2] if kind == "kernel" else -0.5)
+            # External gates differ in nothing else.
+            bias = -0.5 if size[-1] == 1 else np.linspace(-0.9, -0.1, size[-1])
+            values = (
+                np.full(size, 1 / size[-2]) if kind == "kernel" else np.broadcast_to(bias, size)
+            )
         elif kind == "kernel":
             values = rng.normal(size=size) * math.sqrt(2 / math.prod(size[-4:-1]))
         elif kind in ("scale", "var"):
@@ -298,7 +306,9 @@ def test_the_means_that_are_carried_are_those_of_the_features(how: Any, entry: b
 
     def both(variables: Any, x: jax.Array, gate: jax.Array) -> Any:
         block = nnx.merge(graph, *map(nnx.State, variables))
-        dense = block(x, None, gate, gate > 0, gate, train=False, execution="dense")[0]
+        given = GateInputs(gate > 0, gate, None)
+        settings: Any = {"train": False, "straight_through": False, "execution": "dense"}
+        dense = block(x, None, gate, given, **settings)[0]
         return dense, execution.run_block(block, x, pool(x), gate, how)
 
     jitted = jax.jit(both, compiler_options=QUICK)

@@ -20,7 +20,7 @@ from flax import nnx
 
 from urnet_jax import flops
 from urnet_jax.architecture import IMAGENET_BLOCKS, Architecture, Shortcut, StageSpec
-from urnet_jax.resnet import Stage
+from urnet_jax.blocks import GateInputs, Stage
 
 # Counts that are right agree to a few FLOPs; within 2 % a stage could lose its gates (2e-6 of it at
 # the least) or a CIFAR projection (1 %) unseen.
@@ -90,7 +90,9 @@ def corrected_flops(
 ) -> float:
     """XLA's FLOPs of the stage's convolutions and linear layers for one image of features."""
     # Of an architecture, a stage reads no more than this.
-    arch = Architecture("cifar", 8, 10, 32, 3, 16, shortcut, gated, gate_reduction)
+    arch = Architecture(
+        "cifar", 8, 10, 32, shortcut=shortcut, gated=gated, gate_reduction=gate_reduction
+    )
     stage = nnx.eval_shape(
         lambda: Stage(arch, spec, dtype=jnp.dtype("float32"), gate_bias=0.5, rngs=nnx.Rngs(0))
     )
@@ -110,8 +112,9 @@ def compiled_flops(stage: Stage, spec: StageSpec, size: int, gated: bool) -> flo
     def run(state: Any, x: jax.Array, scale: jax.Array, ones: jax.Array) -> Any:
         # What is counted is the same for any gates, since `dense` runs every block.
         return nnx.merge(graphdef, state)(
-            x, None, scale, jnp.zeros(ones.shape, bool), None if gated else ones,
-            train=False, unroll=True, execution="dense",
+            x, None, scale,
+            GateInputs(jnp.zeros(ones.shape, bool), None if gated else ones, None),
+            train=False, straight_through=False, unroll=True, execution="dense",
         )  # fmt: skip
 
     shapes = (1, size, size, spec.in_channels), (1,), (spec.num_blocks, 1)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from urnet_jax.gates import ConditionalGate, activate, draw_sigmoid
+from urnet_jax.gates import ConditionalGate, activate, draw_kept, draw_sigmoid
 
 LOGITS = jnp.array([-30.0, -1.0, -1e-6, -0.0, 0.0, 1e-6, 2.0, 30.0])
 BATCH, BLOCKS = 2000, 5
@@ -43,6 +43,41 @@ def test_only_the_sigmoid_has_a_gradient():
     sigmoid = 1 / (1 + np.exp(-np.asarray(LOGITS, np.float64)))
     gradient = jax.grad(total)(LOGITS, ALWAYS)
     np.testing.assert_allclose(gradient, sigmoid * (1 - sigmoid), rtol=1e-5, atol=1e-12)
+
+
+def test_straight_through_a_step_has_the_gradient_of_the_sigmoid():
+    def total(logits):
+        return activate(logits, NEVER, straight_through=True).sum()
+
+    np.testing.assert_array_equal(
+        activate(LOGITS, NEVER, straight_through=True), activate(LOGITS, NEVER)
+    )
+    sigmoid = 1 / (1 + np.exp(-np.asarray(LOGITS, np.float64)))
+    np.testing.assert_allclose(
+        jax.grad(total)(LOGITS), sigmoid * (1 - sigmoid), rtol=1e-5, atol=1e-12
+    )
+
+
+def kept(scale: float, seed: int = 0) -> np.ndarray:
+    keys = jax.random.split(jax.random.key(seed), BATCH)
+    return np.asarray(draw_kept(keys, jnp.full(BATCH, scale), BLOCKS))
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.2, 0.37, 0.5, 1.0])
+def test_random_drop_leaves_the_share_that_was_asked_for(scale):
+    found = kept(scale)
+    assert set(np.unique(found)) <= {0, 1}
+    count = found.sum(axis=1)
+    assert set(np.unique(count)) <= {np.floor(scale * BLOCKS), np.ceil(scale * BLOCKS)}
+    assert abs(count.mean() / BLOCKS - scale) <= 4 * 0.5 / BLOCKS / BATCH**0.5
+    # No block is dropped more often than another.
+    assert np.abs(found.mean(axis=0) - scale).max() <= bound(scale, BATCH) + 1e-6
+
+
+def test_random_drop_at_a_larger_scale_keeps_what_a_smaller_one_keeps():
+    few, many = kept(0.3), kept(0.7)
+    assert (few <= many).all() and few.sum() < many.sum()
+    assert not np.array_equal(kept(0.3), kept(0.3, seed=1))
 
 
 @pytest.mark.parametrize("draw", ["gate", "sample", "step"])

@@ -10,7 +10,8 @@ from flax import nnx, traverse_util
 from configs.digits import phase
 from urnet_jax import optimizer
 from urnet_jax.architecture import Architecture
-from urnet_jax.config import PHASES, Config
+from urnet_jax.config import Config
+from urnet_jax.fields import PHASES
 from urnet_jax.resnet import ResNet
 
 ARCH = Architecture("cifar", 14, 3, image_size=8, width=4, shortcut="B")

@@ -15,9 +15,10 @@ from jax import lax
 
 from urnet_jax import optimizer, state
 from urnet_jax.architecture import Architecture, StageSpec
+from urnet_jax.blocks import Block, GateInputs, Stage
 from urnet_jax.gates import draw_sigmoid
 from urnet_jax.losses import cross_entropy
-from urnet_jax.resnet import Block, ResNet, Stage
+from urnet_jax.resnet import ResNet
 
 BATCH = 6
 ARCHS = {
@@ -359,7 +360,8 @@ def test_a_loop_has_the_gradient_of_the_unrolled_blocks():
         stage = nnx.merge(graph, nnx.State(params), nnx.State(stats))
         always = jnp.ones((3, BATCH), bool)
         settings: Any = {"train": True, "unroll": unroll, "execution": "dense"}
-        y, _, (gates, _) = stage(x, None, scale, always, None, **settings)
+        given = GateInputs(always, None, None)
+        y, _, (gates, _) = stage(x, None, scale, given, straight_through=False, **settings)
         return jnp.sum(jnp.cos(jnp.arange(y.size)).reshape(y.shape) * y) + jnp.sum(gates)
 
     grad = jax.jit(jax.grad(loss), static_argnums=1)

@@ -13,7 +13,8 @@ from flax import traverse_util
 
 from urnet_jax import config as config_lib
 from urnet_jax import data, state, steps
-from urnet_jax.config import PHASES, Config
+from urnet_jax.config import Config
+from urnet_jax.fields import PHASES
 
 STEPS_PER_EPOCH = 22.5
 NUM_STEPS = 6
@@ -83,7 +84,7 @@ def pretrain(variables) -> Run:
 @pytest.fixture(scope="module")
 def gates() -> Run:
     """Two blocks to a stage; S and its loss as in the paper, once for the batch."""
-    config = small_config(depth=14, scale__draw="step", scale__loss="batch", scale__beta=3.0)
+    config = small_config(depth=14, scale__draw="step", scale__loss="group", scale__beta=3.0)
     config.gates.ema_decay = 0.9
     return train(config, "gates")
 
@@ -246,7 +247,12 @@ def test_evaluation_has_hard_gates_at_each_samples_scale(joint: Run, tested: Any
     after = joint.states[-1]
     scale = jnp.linspace(0, 1, 64)
     found = steps.make_eval_step(joint.config)(
-        after.eval_params, after.batch_stats, tested["image"], tested["label"], scale
+        after.eval_params,
+        after.batch_stats,
+        tested["image"],
+        tested["label"],
+        scale,
+        tested["index"],
     )
     images = (jnp.asarray(tested["image"], jnp.float32) / 255 - 0.3054) / 0.376
     graph = state.network_graph(joint.config)
@@ -262,7 +268,12 @@ def test_evaluation_has_hard_gates_at_each_samples_scale(joint: Run, tested: Any
 def test_pretrain_is_evaluated_with_all_blocks(pretrain: Run, tested: Any):
     after = pretrain.states[-1]
     found = steps.make_eval_step(pretrain.config, "pretrain")(
-        after.eval_params, after.batch_stats, tested["image"], tested["label"], jnp.zeros(64)
+        after.eval_params,
+        after.batch_stats,
+        tested["image"],
+        tested["label"],
+        jnp.zeros(64),
+        tested["index"],
     )
     np.testing.assert_array_equal(found["gates"], np.ones((64, 3)))
 
@@ -301,3 +312,89 @@ def test_accumulation_normalises_each_part_by_itself(joint: Run):
     )
     ratio = np.linalg.norm(twice - begun) / np.linalg.norm(once - begun)
     assert ratio == pytest.approx(1.9, abs=0.1)
+
+
+def evaluated(config: Config, variables: Any, batch: Any, scale: Any) -> Any:
+    params, batch_stats = variables
+    return steps.make_eval_step(config)(
+        params, batch_stats, batch["image"], batch["label"], scale, batch["index"]
+    )
+
+
+@pytest.mark.parametrize("drop", ["test", "always"])
+def test_a_plain_network_drops_blocks_at_random(drop: str, tested: Any):
+    config = small_config(model__gated=False, gate__random_drop=drop)
+    variables = state.init_variables(config)
+    half = jnp.full(64, 0.5)
+    found = evaluated(config, variables, tested, half)
+    assert set(np.unique(found["gates"])) == {0, 1}
+    assert np.mean(found["gates"]) == pytest.approx(0.5, abs=0.1)
+    # Which blocks an example keeps depends on its index, and not on its place in a batch.
+    turned = {name: np.roll(np.asarray(column), 5, axis=0) for name, column in tested.items()}
+    again = evaluated(config, variables, turned, half)
+    np.testing.assert_array_equal(np.roll(found["gates"], 5, axis=0), again["gates"])
+    np.testing.assert_array_equal(evaluated(config, variables, tested, jnp.ones(64))["gates"], 1)
+    in_training = train(config, "joint", variables).metrics[0]["usage"]
+    assert in_training == 1 if drop == "test" else 0.4 < in_training < 0.8
+
+
+def test_block_attention_weighs_what_random_drop_leaves(tested: Any):
+    config = small_config(gate__random_drop="always", scale__beta=0.0)
+    variables = state.init_variables(config)
+    gates = np.asarray(evaluated(config, variables, tested, jnp.full(64, 0.5))["gates"])
+    left = gates > 0
+    assert left.mean() == pytest.approx(0.5, abs=0.1)
+    assert gates[left].max() < 1 and len(np.unique(gates[left])) > 64
+    plain = small_config(model__gated=False, gate__random_drop="always")
+    kept = evaluated(plain, state.init_variables(plain), tested, jnp.full(64, 0.5))["gates"]
+    np.testing.assert_array_equal(left, kept)
+
+
+def gate_gradient(**fields: Any) -> float:
+    """How far the gates' weights have moved without a scale loss: the cross entropy's doing."""
+    run = train(small_config(scale__beta=0.0, gate__sigmoid_probability=0.0, **fields), "gates")
+    moved, _ = changed(run, "params")
+    return len(moved)
+
+
+def test_at_p_0_only_straight_through_gives_gates_a_gradient():
+    assert gate_gradient() == 0
+    assert gate_gradient(gate__straight_through=True) > 0
+
+
+def test_external_gates_train_with_their_phase():
+    run = train(small_config(model__gate_network="external"), "gates")
+    moved, same = changed(run, "params")
+    assert moved and all(path.startswith("gate/") for path in moved)
+    assert not any(path.startswith("gate/") for path in same)
+    joint = train(small_config(model__gate_network="external"), "joint")
+    assert changed(joint, "params")[1] == set()
+
+
+def test_a_fixed_scale_falls_over_the_phases_with_gates():
+    """20 + 20 + 20 epochs of two steps: the steps begin at 100, 60 of 80 steps into the gates."""
+    fields: Any = {"scale__schedule": "fixed", "scale__fixed": 0.2, "scale__noise": 0.0}
+    config = small_config(**fields)
+    for phase in PHASES:
+        config[phase].epochs = 40 / STEPS_PER_EPOCH
+    run = train(config, "joint")
+    for n, metrics in enumerate(run.metrics):
+        expected = 0.2 + 0.8 * (1 + np.cos(np.pi * (60 + n) / 80)) / 2
+        assert metrics["scale"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_adam_moves_gates_by_its_rate_and_the_backbone_by_sgd():
+    factor = 3.0
+    fields: Any = {"joint__warmup_epochs": 0.0, "joint__gate_learning_rate_factor": factor}
+    with_adam, with_sgd = (
+        train(small_config(joint__gate_optimizer=optimizer, **fields), "joint")
+        for optimizer in ("adam", "sgd")
+    )
+    before = named(with_adam.states[0].params)
+    adam, sgd = (named(run.states[1].params) for run in (with_adam, with_sgd))
+    for path in before:
+        if "gate" not in path:
+            np.testing.assert_array_equal(adam[path], sgd[path])
+        elif path.endswith("fc2/bias"):  # Adam's first step is its rate, whatever the gradient.
+            step = np.abs(adam[path] - before[path])
+            np.testing.assert_allclose(step, 0.1 * factor, rtol=1e-3)

@@ -12,6 +12,7 @@ from urnet_jax import checkpoint, optimizer, report, sharding, state, training, 
 from urnet_jax import config as config_lib
 from urnet_jax.checkpoint import Checkpointer
 from urnet_jax.errors import UserError
+from urnet_jax.fields import PHASES
 from urnet_jax.meta import Meta
 from urnet_jax.state import TrainState
 
@@ -175,7 +176,7 @@ def test_gates_begin_from_a_plain_run_and_leave_it_as_it_was(plain, tiny, tmp_pa
     assert all(jax.tree.leaves(moved))
 
 
-@pytest.mark.parametrize("phase", config_lib.PHASES)
+@pytest.mark.parametrize("phase", PHASES)
 def test_every_phase_begins_from_another_run(phase, plain, finished, tiny):
     gated, ungated = newest_state(finished), newest_state(plain)
     for source, source_state in [(finished, gated), (plain, ungated)]:

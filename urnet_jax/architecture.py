@@ -11,6 +11,8 @@ Shortcut = Literal["A", "pool", "B"]
 
 BlockKind = Literal["basic", "bottleneck"]
 
+GateNetwork = Literal["block", "external"]
+
 Execution = Literal["auto", "dense", "cond", "compact", "pieces"]
 """How the blocks are run; the outputs are the same, to rounding.
 
@@ -71,8 +73,11 @@ class Architecture:
       shortcut: where the shape changes, `A` takes every second pixel and pads channels with zeros,
         `pool` averages 2x2 pixels and pads, `B` is a 1x1 convolution with BatchNorm (option B of
         He et al., section 3.3). ImageNet networks use `B`.
-      gated: a ConditionalGate on every block, or none.
-      gate_reduction: the gate's hidden layer has channels / gate_reduction units.
+      gated: whether gates decide which blocks run.
+      gate_network: what the gates come from. `block`: each block has a ConditionalGate. `external`:
+        a ResNet-8 beside the network sees the image and S and sets all gates at once (the paper's
+        comparison); of the `cifar` family only.
+      gate_reduction: a gate's hidden layer has channels / gate_reduction units.
     """
 
     family: Literal["cifar", "imagenet"]
@@ -83,6 +88,7 @@ class Architecture:
     width: int = 16
     shortcut: Shortcut = "A"
     gated: bool = True
+    gate_network: GateNetwork = "block"
     gate_reduction: int = 2
 
     def __post_init__(self) -> None:
@@ -107,6 +113,15 @@ class Architecture:
             )
         if self.width < 1:
             raise ValueError(f"model.width is {self.width}; expected at least 1 channel.")
+        if self.gate_network not in ("block", "external"):
+            raise ValueError(
+                f"model.gate_network is {self.gate_network!r}; expected 'block' or 'external'."
+            )
+        if self.gated and self.gate_network == "external" and self.family != "cifar":
+            raise ValueError(
+                "model.gate_network is 'external', a ResNet-8, which only the cifar family has: "
+                "set 'block'."
+            )
         narrowest = self.stages[0].in_channels
         if self.gated and not 1 <= self.gate_reduction <= narrowest:
             raise ValueError(
@@ -137,6 +152,16 @@ class Architecture:
         return sum(stage.num_blocks for stage in self.stages)
 
     @property
+    def external(self) -> "Architecture | None":
+        """The plain ResNet-8 of external gates, whose outputs are their hidden units; or None."""
+        if not self.gated or self.gate_network != "external":
+            return None
+        hidden = max(1, self.stages[-1].out_channels // self.gate_reduction)
+        return dataclasses.replace(
+            self, depth=8, num_classes=hidden, gated=False, gate_network="block"
+        )
+
+    @property
     def stage_input_size(self) -> int:
         """Height and width of the features that enter the first stage, in pixels."""
         if self.family == "cifar":
@@ -145,7 +170,7 @@ class Architecture:
 
     def describe(self) -> str:
         """For people: 'gated ResNet-20 (cifar, width 16, shortcut A) for 10 classes at 32 px'."""
-        kind = "gated" if self.gated else "plain"
+        kind = "externally gated" if self.external else "gated" if self.gated else "plain"
         return (
             f"{kind} ResNet-{self.depth} ({self.family}, width {self.width}, shortcut "
             f"{self.shortcut}) for {self.num_classes} classes at {self.image_size} px"

@@ -16,8 +16,9 @@ from ml_collections import config_flags
 
 from urnet_jax import config as config_lib
 from urnet_jax.architecture import EXECUTIONS
-from urnet_jax.config import PHASES, Config
+from urnet_jax.config import Config
 from urnet_jax.errors import UserError, told_to_the_user
+from urnet_jax.fields import PHASES
 
 FLAGS = flags.FLAGS
 DEFAULT_CONFIG = "configs/digits.py"

@@ -157,7 +157,7 @@ def compile_evaluate(config: Config, mesh: Mesh) -> Compiled:
     scale = jax.ShapeDtypeStruct(number.shape, jnp.float32, sharding=number.sharding)
     step = steps.make_eval_step(config, mesh=mesh)
     analytic = flops.network_macs(config_lib.architecture(config)) * size / mesh.size
-    arguments = state.params, state.batch_stats, image, number, scale
+    arguments = state.params, state.batch_stats, image, number, scale, number
     return _compile("evaluate", step, mesh, size, analytic, *arguments)
 
 
@@ -170,13 +170,14 @@ def analytic_macs(config: Config, phase: str) -> float:
     """
     arch = config_lib.architecture(config)
     cost = flops.count_macs(arch)
-    forward, gates = flops.network_macs(arch), int(cost.gate_macs.sum())
-    stem = flops.stem_macs(arch)
+    gates, stem = int(cost.gate_macs.sum()) + cost.external_macs, flops.stem_macs(arch)
+    forward = flops.network_macs(arch)
+    external_stem = flops.stem_macs(arch.external) if arch.external else 0
     if phase == "gates":
-        return 2.0 * forward - stem - int(cost.block_macs[0]) + gates
+        return 2.0 * forward - stem - int(cost.block_macs[0]) + gates - external_stem
     if phase == "pretrain":
-        forward -= gates  # Computed neither way.
-    return 3.0 * forward - stem
+        return 3.0 * (forward - gates) - stem  # Gates are computed neither way.
+    return 3.0 * forward - stem - external_stem
 
 
 def _abstract_batch(

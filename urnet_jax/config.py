@@ -1,10 +1,8 @@
 """What a config may hold: its fields, their ranges, and how configs are loaded and kept."""
 
-import dataclasses
 import difflib
 import importlib.resources
 import json
-import math
 import pathlib
 from importlib.resources.abc import Traversable
 from typing import Any, TypeAlias
@@ -14,127 +12,10 @@ from ml_collections import ConfigDict
 from urnet_jax import sources
 from urnet_jax.architecture import Architecture
 from urnet_jax.errors import UserError
+from urnet_jax.fields import FIELDS, LATER, Field
 
 Config: TypeAlias = Any
 """An `ml_collections.ConfigDict`; from its source, checkers infer a type without sections."""
-
-PHASES = ("pretrain", "gates", "joint")
-"""In the order they run: the plain network, the gates alone, everything."""
-
-
-_KIND_NAMES = {
-    bool: "True or False",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    tuple: "a tuple of numbers",
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Field:
-    """What one field of a config may be; a tuple's range holds for each of its numbers."""
-
-    kind: type  # bool, int, float, str, or tuple (of floats)
-    low: float = -math.inf
-    high: float = math.inf
-    below: float = math.inf  # like high, but itself out of range
-    choices: tuple[str, ...] = ()
-    empty: bool = True  # whether a tuple may be
-
-    @property
-    def expected(self) -> str:
-        """For people: 'a number from 0 to 1'."""
-        if self.choices:
-            return "one of " + ", ".join(map(repr, self.choices))
-        name = _KIND_NAMES[self.kind]
-        if self.kind is tuple and not self.empty:
-            name = "a tuple of one or more numbers"
-        if self.below < math.inf:
-            return f"{name} from {self.low} to below {self.below}"
-        if self.high < math.inf:
-            return f"{name} from {self.low} to {self.high}"
-        return f"{name} of at least {self.low}" if self.low > -math.inf else name
-
-    def allows(self, value: Any) -> bool:
-        if self.kind is tuple:
-            each = dataclasses.replace(self, kind=float)
-            full = isinstance(value, tuple) and bool(value or self.empty)
-            return full and all(map(each.allows, value))
-        if self.kind in (bool, str):
-            return type(value) is self.kind and (not self.choices or value in self.choices)
-        # By type and not isinstance, since to Python a bool is an int.
-        if type(value) is not int and not (self.kind is float and type(value) is float):
-            return False
-        return math.isfinite(value) and self.low <= value <= self.high and value < self.below
-
-
-def _choice(*choices: str) -> Field:
-    return Field(str, choices=choices)
-
-
-_TEXT = Field(str)
-_SWITCH = Field(bool)
-_COUNT = Field(int, low=1)
-_NOT_NEGATIVE = Field(float, low=0)
-_SHARE = Field(float, low=0, high=1)
-
-_PHASE = {
-    "epochs": Field(float, low=0, high=1e5),
-    "init_from": _TEXT,
-    "learning_rate": _NOT_NEGATIVE,
-    "final_learning_rate": _NOT_NEGATIVE,
-    "schedule": _choice("cosine", "step", "constant"),
-    "step_fractions": Field(tuple, low=0, high=1),
-    "step_factor": _SHARE,
-    "warmup_epochs": _NOT_NEGATIVE,
-    "gate_learning_rate_factor": _NOT_NEGATIVE,
-    "momentum": Field(float, low=0, below=1),
-    "weight_decay": _NOT_NEGATIVE,
-    "clip_norm": _NOT_NEGATIVE,
-    "ema_decay": Field(float, low=0, below=1),
-}
-
-FIELDS: dict[str, Field] = {
-    "seed": Field(int, low=0, high=2**32 - 1),
-    "accumulate_steps": _COUNT,
-    "data.name": _TEXT,
-    "data.num_classes": Field(int, low=0),
-    "data.dir": _TEXT,
-    "data.image_size": _COUNT,
-    "data.batch_size": _COUNT,
-    "data.augment": _choice(*sources.AUGMENTATIONS),
-    "data.crop_padding": Field(int, low=0),
-    "data.workers": Field(int, low=0),
-    "data.threads": _COUNT,
-    "model.family": _choice("cifar", "imagenet"),
-    "model.depth": _COUNT,
-    "model.width": _COUNT,
-    "model.shortcut": _choice("A", "pool", "B"),
-    "model.dtype": _choice("float32", "bfloat16"),
-    "model.gated": _SWITCH,
-    "model.gate_reduction": _COUNT,
-    "model.gate_bias": Field(float),
-    "model.scan": _choice("auto", "loop", "unroll"),
-    "init.from": _TEXT,
-    "gate.sigmoid_probability": _SHARE,
-    "gate.draw": _choice("gate", "sample", "step"),
-    "scale.min": _SHARE,
-    "scale.max": _SHARE,
-    "scale.draw": _choice("sample", "step"),
-    "scale.loss": _choice("sample", "batch"),
-    "scale.beta": _NOT_NEGATIVE,
-    **{f"{phase}.{name}": known for phase in PHASES for name, known in _PHASE.items()},
-    "eval.scales": Field(tuple, low=0, high=1, empty=False),
-    "eval.every_epochs": _NOT_NEGATIVE,
-    "eval.batch_size": _COUNT,
-    "checkpoint.every_epochs": _NOT_NEGATIVE,
-    "checkpoint.keep": _COUNT,
-    "checkpoint.keep_best": Field(int, low=0),
-    "log.every_steps": _COUNT,
-    "log.tensorboard": _SWITCH,
-}
-"""Every field of a config by its dotted name; `configs/digits.py` says what each one means."""
 
 
 def field(name: str) -> Field:
@@ -199,6 +80,7 @@ def architecture(
             width=model.width,
             shortcut=model.shortcut,
             gated=model.gated,
+            gate_network=model.gate_network,
             gate_reduction=model.gate_reduction,
         )
     except ValueError as error:
@@ -210,12 +92,15 @@ def load(path_or_name: str) -> Config:
 
     Args:
       path_or_name: a Python file with a function `get_config()`, or the name of a config that
-        comes with the package, as `digits` or `configs/digits.py`.
+        comes with the package, as `digits` or `configs/digits.py`. What follows a colon is given
+        to `get_config`: `table1:urnet`.
 
     Raises:
       UserError: no such file or name, or the file's `get_config()` gives no ConfigDict.
     """
-    file = _find(path_or_name)
+    whole = pathlib.Path(path_or_name).is_file()
+    name, *argument = [path_or_name] if whole else path_or_name.rsplit(":", 1)
+    file = _find(name)
     namespace: dict[str, Any] = {"__name__": "config", "__file__": str(file)}
     try:
         code = compile(file.read_text(encoding="utf-8"), str(file), "exec")
@@ -223,7 +108,7 @@ def load(path_or_name: str) -> Config:
         raise UserError(f"config {path_or_name} is not valid Python: {error}.") from error
     try:
         exec(code, namespace)
-        config = namespace.get("get_config", lambda: None)()
+        config = namespace.get("get_config", lambda *_: None)(*argument)
     except Exception as error:  # The user's own code may raise anything.
         said = f"{type(error).__name__}: {error}"
         raise UserError(f"config {path_or_name} cannot be run ({said}); correct it.") from error
@@ -265,10 +150,22 @@ def flatten(config: Config) -> dict[str, Any]:
 
 
 def _completed(config: ConfigDict) -> Config:
-    """The config, locked; one from before there was a section `init` has the weights of then."""
+    """The config, locked; one from before a field existed gets what it meant then."""
     with config.unlocked():
-        config.init = config.get("init", ConfigDict({"from": ""}))
+        for name, value in LATER.items():
+            section, last = name.split(".")
+            if section not in config:
+                config[section] = ConfigDict()
+            fields: Any = config[section]
+            # A value where a section should be is said by `validate`.
+            if isinstance(fields, ConfigDict) and last not in fields:
+                fields[last] = value
     return config.lock()
+
+
+def heeds_scale(config: Config, phase: str = "joint") -> bool:
+    """Whether the network of a phase does less for a smaller S, by gates or at random."""
+    return phase != "pretrain" and (config.model.gated or config.gate.random_drop != "never")
 
 
 def _find(path_or_name: str) -> pathlib.Path | Traversable:

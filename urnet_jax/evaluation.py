@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from urnet_jax import data, sharding
 from urnet_jax.architecture import Architecture
-from urnet_jax.config import Config, architecture
+from urnet_jax.config import Config, architecture, heeds_scale
 from urnet_jax.errors import UserError
 from urnet_jax.flops import flops_per_sample, network_macs
 
@@ -99,7 +99,7 @@ def evaluate(
       UserError: a scale is not in [0, 1].
     """
     arch = architecture(config)
-    grid = check_scales(scales) if arch.gated else (1.0,)
+    grid = check_scales(scales) if heeds_scale(config) else (1.0,)
     mesh = mesh or Mesh(jax.local_devices()[:1], ("data",))
     batch_size = -(-batch_size // mesh.size) * mesh.size
     hosts = len({device.process_index for device in mesh.devices.flat})
@@ -119,9 +119,11 @@ def evaluate(
             own = np.arange(local_size) + first + host * local_size
             if not np.array_equal(batch["index"], np.where(own < split.num_examples, own, -1)):
                 raise RuntimeError("The input did not deliver every example in order: a defect.")
-            inputs = sharding.global_batch({n: batch[n] for n in ("image", "label")}, mesh)
+            inputs = sharding.global_batch({n: batch[n] for n in ("image", "label", "index")}, mesh)
             for k, request in enumerate(requests):
-                result = eval_step(params, batch_stats, *inputs.values(), request)
+                result = eval_step(
+                    params, batch_stats, inputs["image"], inputs["label"], request, inputs["index"]
+                )
                 yield k, min(batch_size, split.num_examples - first), result
 
     total, hidden = split.num_examples * len(grid), None if progress else True

@@ -18,7 +18,7 @@ from urnet_jax.architecture import EXECUTIONS, Execution
 from urnet_jax.gates import pool
 
 if TYPE_CHECKING:
-    from urnet_jax.resnet import Block
+    from urnet_jax.blocks import Block
 
 NUM_CAPACITIES = 8
 """Capacities of `compact`, in equal steps up to the batch."""

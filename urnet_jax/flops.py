@@ -23,18 +23,21 @@ class Cost:
     Attributes:
       always_macs: what every image pays: stem, projection shortcuts, gates and head.
       block_macs: what each block's residual function F adds if it is executed, in network order.
-      gate_macs: each block's gate, in network order, already part of `always_macs`; zeros in a
-        plain network.
+      gate_macs: each block's gate, in network order, already part of `always_macs`; zeros where
+        blocks have none.
+      external_macs: of external gates, part of `always_macs` too; 0 where there are none.
     """
 
     always_macs: int
     block_macs: Int64[np.ndarray, " N"]
     gate_macs: Int64[np.ndarray, " N"]
+    external_macs: int = 0
 
 
 def count_macs(arch: Architecture) -> Cost:
     """Counts the multiply-adds of one image, part by part; no network is built."""
     always, size = stem_macs(arch), arch.stage_input_size
+    own_gates = arch.gated and arch.external is None
     block_macs, gate_macs = [], []
     for stage in arch.stages:
         for i in range(stage.num_blocks):
@@ -42,12 +45,13 @@ def count_macs(arch: Architecture) -> Cost:
             # Both SAME and the published padding make ceil(size / stride) of a side.
             out_size = -(-size // stage.stride) if i == 0 else size
             block_macs.append(_block_macs(stage, in_channels, size, out_size))
-            gate_macs.append(_gate_macs(in_channels, arch.gate_reduction) if arch.gated else 0)
+            gate_macs.append(_gate_macs(in_channels, arch.gate_reduction) if own_gates else 0)
             if i == 0 and stage.changes_shape and arch.shortcut == "B":
                 always += _conv_macs(1, in_channels, stage.out_channels, out_size)
             size = out_size
-    always += arch.stages[-1].out_channels * arch.num_classes + sum(gate_macs)
-    return Cost(always, np.array(block_macs, np.int64), np.array(gate_macs, np.int64))
+    external = _external_macs(arch)
+    always += arch.stages[-1].out_channels * arch.num_classes + sum(gate_macs) + external
+    return Cost(always, np.array(block_macs, np.int64), np.array(gate_macs, np.int64), external)
 
 
 def stem_macs(arch: Architecture) -> int:
@@ -102,7 +106,8 @@ def flops_per_sample(
 
 def gate_overhead(arch: Architecture) -> float:
     """The gates' multiply-adds as a share of the same network without gates; 0 if it has none."""
-    gates = int(count_macs(arch).gate_macs.sum())
+    cost = count_macs(arch)
+    gates = int(cost.gate_macs.sum()) + cost.external_macs
     return gates / (network_macs(arch) - gates)
 
 
@@ -126,3 +131,11 @@ def _gate_macs(channels: int, reduction: int) -> int:
     """Linear from 2C (pooled features and broadcast S) to C / r units, and from those to 1."""
     hidden = max(1, channels // reduction)
     return 2 * channels * hidden + hidden
+
+
+def _external_macs(arch: Architecture) -> int:
+    """A ResNet-8 to the hidden units, S to them, and from those to the blocks' logits."""
+    if arch.external is None:
+        return 0
+    hidden = arch.external.num_classes
+    return network_macs(arch.external) + hidden + hidden * arch.num_blocks

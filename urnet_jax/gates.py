@@ -5,7 +5,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Key
 
 GateDraw = Literal["gate", "sample", "step"]
 
@@ -54,12 +54,19 @@ class ConditionalGate(nnx.Module):
         return self.fc2(hidden)[:, 0]
 
 
-def activate(logits: Float[Array, " B"], use_sigmoid: Bool[Array, " B"]) -> Float[Array, " B"]:
+def activate(
+    logits: Float[Array, "..."], use_sigmoid: Bool[Array, "..."], straight_through: bool = False
+) -> Float[Array, "..."]:
     """Gates in [0, 1]: a sigmoid where `use_sigmoid`, else a hard step at 0.5.
 
-    A logit of zero or more is a sigmoid of 0.5 or more, and open. The step has no gradient.
+    A logit of zero or more is a sigmoid of 0.5 or more, and open. The step has no gradient, or with
+    `straight_through` the sigmoid's (Bengio et al. 2013, 1308.3432).
     """
-    return jnp.where(use_sigmoid, jax.nn.sigmoid(logits), (logits >= 0).astype(logits.dtype))
+    soft = jax.nn.sigmoid(logits)
+    step = (logits >= 0).astype(logits.dtype)
+    if straight_through:
+        step += soft - jax.lax.stop_gradient(soft)
+    return jnp.where(use_sigmoid, soft, step)
 
 
 def draw_sigmoid(
@@ -74,3 +81,26 @@ def draw_sigmoid(
     keys = jax.vmap(lambda n: jax.random.fold_in(key, n))(jnp.arange(shape[0]))
     drawn = jax.vmap(lambda k: jax.random.bernoulli(k, probability, shape[1:]))(keys)
     return jnp.broadcast_to(drawn, (num_blocks, batch_size)).T
+
+
+def draw_kept(
+    keys: Key[Array, " B"], scale: Float[Array, " B"], num_blocks: int
+) -> Float[Array, "B N"]:
+    """Blocks that random drop leaves: 1 where a block may run, else 0.
+
+    Each sample has an order of its blocks and keeps the first S * N of them, rounded up or down so
+    that this is their number on average. Of two S the larger one keeps all that the other keeps.
+
+    Args:
+      keys: one per sample.
+      scale: S, one per sample.
+      num_blocks: N.
+    """
+
+    def kept(key: Key[Array, ""], scale: Float[Array, ""]) -> Float[Array, " N"]:
+        order, rounding = jax.random.split(key)
+        place = jax.random.permutation(order, num_blocks)
+        count = jnp.floor(scale * num_blocks + jax.random.uniform(rounding))
+        return (place < count).astype(jnp.float32)
+
+    return jax.vmap(kept)(keys, scale)

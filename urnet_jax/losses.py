@@ -1,7 +1,5 @@
 """Cross entropy and the scale loss (URNet, equations 4 and 5)."""
 
-from typing import Literal
-
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
@@ -13,16 +11,18 @@ def cross_entropy(logits: Float[Array, "B K"], labels: Int[Array, " B"]) -> Floa
 
 
 def scale_loss(
-    gates: Float[Array, "B N"],
-    scale: Float[Array, " B"],
-    over: Literal["sample", "batch"] = "sample",
+    gates: Float[Array, "B N"], scale: Float[Array, " B"], groups: int | None = None
 ) -> Float[Array, ""]:
     """Squared distance of the usage, the mean gate, from the asked scale S (equation 4).
 
-    Over `sample`, each sample's usage is held to its own S; over `batch`, the batch's mean usage
-    to the mean S, so that samples may share a budget. The paper leaves the choice open.
+    Args:
+      gates: of a batch.
+      scale: S of each sample.
+      groups: each of so many equal parts of the batch, samples in a row, is held to its mean S by
+        its mean usage, so that samples may share a budget. By default each sample is held to its
+        own S. The paper leaves the choice open.
     """
-    error = gates.mean(axis=1) - scale
-    if over == "batch":
-        error = error.mean()
-    return jnp.mean(jnp.square(error))
+    usage = gates.mean(axis=1)
+    if groups is not None:
+        usage, scale = (x.reshape(groups, -1).mean(axis=1) for x in (usage, scale))
+    return jnp.mean(jnp.square(usage - scale))

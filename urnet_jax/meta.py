@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from urnet_jax import config as config_lib
-from urnet_jax.config import PHASES, Config
+from urnet_jax.config import Config
+from urnet_jax.fields import PHASES
 
 Score: TypeAlias = tuple[int, float]
 

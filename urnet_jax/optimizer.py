@@ -69,21 +69,27 @@ def num_steps(epochs: float, steps_per_epoch: float) -> int:
 
 
 def make_optimizer(section: Config, steps_per_epoch: float) -> optax.GradientTransformation:
-    """SGD with Nesterov momentum for the parameters that a phase trains.
+    """SGD with Nesterov momentum for the parameters that a phase trains; for gates SGD or Adam.
 
-    Weight decay is added to the gradient (L2) and spares norms, biases and gates; the gates' steps
-    are multiplied by `gate_learning_rate_factor`; clipping sees the loss's gradient alone.
+    Weight decay is added to the gradient (L2) and spares norms, biases and gates; the gates'
+    learning rate is `gate_learning_rate_factor` times that of the others; clipping sees the loss's
+    gradient alone.
     """
     chain = []
     if section.clip_norm > 0:
         chain.append(optax.clip_by_global_norm(section.clip_norm))
     chain.append(optax.add_decayed_weights(section.weight_decay, mask=decayed))
-    chain.append(
-        optax.sgd(make_schedule(section, steps_per_epoch), momentum=section.momentum, nesterov=True)
-    )
-    if section.gate_learning_rate_factor != 1.0:
-        faster = optax.scale(section.gate_learning_rate_factor)
-        chain.append(optax.masked(faster, lambda params: _mask(params, is_gate)))
+    schedule, factor = make_schedule(section, steps_per_epoch), section.gate_learning_rate_factor
+    sgd = optax.sgd(schedule, momentum=section.momentum, nesterov=True)
+    if section.gate_optimizer == "adam":
+        adam = optax.adam(lambda step: factor * schedule(step))
+        chain.append(
+            optax.partition({True: adam, False: sgd}, lambda params: _mask(params, is_gate))
+        )
+        return optax.chain(*chain)
+    chain.append(sgd)
+    if factor != 1.0:
+        chain.append(optax.masked(optax.scale(factor), lambda params: _mask(params, is_gate)))
     return optax.chain(*chain)
 
 

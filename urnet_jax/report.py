@@ -22,6 +22,7 @@ from rich.table import Table
 
 import urnet_jax
 from urnet_jax import checkpoint, data, plots, steps, writers
+from urnet_jax import config as config_lib
 from urnet_jax.architecture import Execution
 from urnet_jax.errors import UserError, make_folder
 from urnet_jax.evaluation import Evaluation, check_scales, evaluate, summarize
@@ -143,7 +144,7 @@ def evaluate_workdir(
         config.data.dir = data_dir
     opened = data.open_split(config.data, split)
     grid = requested or config.eval.scales
-    if not config.model.gated:
+    if not config_lib.heeds_scale(config):
         print("This network is plain: it has no gates, so S is ignored and it is evaluated once.")
     elif meta.phase == "pretrain":
         print("This run is in phase pretrain, its gates untrained: evaluated once, all blocks on.")
@@ -153,8 +154,8 @@ def evaluate_workdir(
     batch_size = min(batch_size or config.eval.batch_size, opened.num_examples)
     evaluation = evaluate(eval_step, params, batch_stats, opened, config, grid, batch_size)
     about = {"dataset": opened.dataset, "split": split, "phase": meta.phase, "step": meta.step}
-    gated = config.model.gated and meta.phase != "pretrain"
-    about["execution"] = choose(execution, batch_size) if gated else "dense"
+    skips = config_lib.heeds_scale(config, meta.phase)
+    about["execution"] = choose(execution, batch_size) if skips else "dense"
     grown_here = config.model.gated and meta.phase != "pretrain"
     grown_here = grown_here and not (config.gates.init_from or config.joint.init_from)
     plain = plain_top1(workdir) if split == "test" and grown_here else None

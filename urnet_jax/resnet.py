@@ -1,173 +1,19 @@
 """Residual networks, plain and gated: one class.
 
-    logits, gates = model(images, scale)        # [B, K], [B, N]: N blocks in network order
-
-A stage is an entry block and a body of identical blocks whose parameters are stacked along a new
-first axis, so that one compiled block serves the whole body.
+logits, gates = model(images, scale)        # [B, K], [B, N]: N blocks in network order
 """
 
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from urnet_jax.architecture import Architecture, Execution, StageSpec
-from urnet_jax.convolution import conv_general_dilated
-from urnet_jax.execution import choose, run_block
-from urnet_jax.gates import ConditionalGate, activate, pool
-
-Features = Float[Array, "B H W C"]
-GateAndLogit = tuple[Float[Array, "*n B"], Float[Array, "*n B"] | None]
-
-
-def _conv(
-    inputs: int, outputs: int, size: int, stride: int, dtype: jnp.dtype, rngs: nnx.Rngs
-) -> nnx.Conv:
-    # Explicit padding: `SAME` would pad strided convolutions on one side only, unlike He et al.
-    return nnx.Conv(
-        inputs,
-        outputs,
-        kernel_size=(size, size),
-        strides=stride,
-        padding=[(size // 2, size // 2)] * 2,
-        use_bias=False,
-        dtype=dtype,
-        kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
-        conv_general_dilated=conv_general_dilated,
-        rngs=rngs,
-    )
-
-
-def _norm(channels: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.BatchNorm:
-    return nnx.BatchNorm(channels, momentum=0.9, epsilon=1e-5, dtype=dtype, rngs=rngs)
-
-
-class Block(nnx.Module):
-    """A residual block, Y = ReLU(shortcut(X) + gate * F(X)) (URNet, equations 1 to 3).
-
-    F is two 3x3 convolutions (basic) or 1x1, 3x3 with the stride, 1x1 (bottleneck), each followed
-    by BatchNorm. The shortcut is always computed; the gate only weighs F.
-    """
-
-    def __init__(
-        self, arch: Architecture, spec: StageSpec, *, entry: bool, dtype: jnp.dtype,
-        gate_bias: float, rngs: nnx.Rngs,
-    ) -> None:  # fmt: skip
-        inputs = spec.in_channels if entry else spec.out_channels
-        self.stride = spec.stride if entry else 1
-        self.inputs, self.outputs = inputs, spec.out_channels
-        self.shortcut = arch.shortcut if entry and spec.changes_shape else None
-        if spec.block == "basic":
-            sizes = [(3, inputs, spec.mid_channels), (3, spec.mid_channels, spec.out_channels)]
-            strided = 0
-        else:
-            mid = spec.mid_channels
-            sizes, strided = [(1, inputs, mid), (3, mid, mid), (1, mid, spec.out_channels)], 1
-        self.num_convs = len(sizes)
-        for i, (size, c_in, c_out) in enumerate(sizes):
-            stride = self.stride if i == strided else 1
-            setattr(self, f"conv{i + 1}", _conv(c_in, c_out, size, stride, dtype, rngs))
-            setattr(self, f"bn{i + 1}", _norm(c_out, dtype, rngs))
-        if self.shortcut == "B":
-            self.downsample_conv = _conv(inputs, self.outputs, 1, self.stride, dtype, rngs)
-            self.downsample_bn = _norm(self.outputs, dtype, rngs)
-        if arch.gated:
-            self.gate = ConditionalGate(
-                inputs, reduction=arch.gate_reduction, bias=gate_bias, rngs=rngs
-            )
-
-    def residual(self, x: Features, *, train: bool) -> Features:
-        """F(X)."""
-        for i in range(1, self.num_convs + 1):
-            x = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(x), use_running_average=not train)
-            x = nnx.relu(x) if i < self.num_convs else x
-        return x
-
-    def shortcut_path(self, x: Features, *, train: bool) -> Features:
-        """X, or X brought to the block's output shape."""
-        if self.shortcut is None:
-            return x
-        if self.shortcut == "B":
-            return self.downsample_bn(self.downsample_conv(x), use_running_average=not train)
-        if self.shortcut == "pool":
-            s = self.stride
-            x = nnx.avg_pool(x, (s, s), (s, s), padding="SAME", count_include_pad=False)
-        else:
-            x = x[:, :: self.stride, :: self.stride]
-        extra = self.outputs - self.inputs
-        return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (extra // 2, extra - extra // 2)))
-
-    def __call__(
-        self, x: Features, pooled: Float[Array, "B C"] | None, scale: Float[Array, " B"],
-        use_sigmoid: Bool[Array, " B"], gate: Float[Array, " B"] | None, *, train: bool,
-        execution: Execution,
-    ) -> tuple[Features, Float[Array, "B D"] | None, GateAndLogit]:  # fmt: skip
-        """The block's output, its means over positions, and the gate that weighed F.
-
-        A `gate` that is given is used as is, and has no logit. Means are only given and returned
-        where the execution carries them from block to block.
-        """
-        logit = None
-        if gate is None:
-            logit = self.gate(x, scale) if pooled is None else self.gate.score(pooled, scale)
-            gate = activate(logit, use_sigmoid)
-        if execution != "dense":
-            return *run_block(self, x, pooled, gate, execution), (gate, logit)
-        weight = gate[:, None, None, None].astype(x.dtype)
-        residual = weight * self.residual(x, train=train)
-        return nnx.relu(self.shortcut_path(x, train=train) + residual), None, (gate, logit)
-
-
-class Stage(nnx.Module):
-    """An entry block and a body of identical blocks with stacked parameters."""
-
-    def __init__(
-        self, arch: Architecture, spec: StageSpec, *, dtype: jnp.dtype, gate_bias: float,
-        rngs: nnx.Rngs,
-    ) -> None:  # fmt: skip
-        make = functools.partial(Block, arch, spec, dtype=dtype, gate_bias=gate_bias)
-        self.num_blocks = spec.num_blocks
-        self.entry = make(entry=True, rngs=rngs)
-        if spec.num_blocks > 1:
-
-            @nnx.split_rngs(splits=spec.num_blocks - 1)
-            @nnx.vmap
-            def stack(rngs: nnx.Rngs) -> Block:
-                return make(entry=False, rngs=rngs)
-
-            self.body = stack(rngs)
-
-    def __call__(
-        self, x: Features, pooled: Float[Array, "B C"] | None, scale: Float[Array, " B"],
-        use_sigmoid: Bool[Array, "n B"], gates: Float[Array, "n B"] | None, *, train: bool,
-        unroll: bool, execution: Execution,
-    ) -> tuple[Features, Float[Array, "B D"] | None, GateAndLogit]:  # fmt: skip
-        """Runs the stage's n blocks; per-block quantities lead with the block axis."""
-        first = None if gates is None else gates[0]
-        settings: Any = {"train": train, "execution": execution}
-        x, pooled, entry = self.entry(x, pooled, scale, use_sigmoid[0], first, **settings)
-        entry = jax.tree.map(lambda of_block: of_block[None], entry)
-        if self.num_blocks == 1:
-            return x, pooled, entry
-        graphdef, params, stats = nnx.split(self.body, nnx.Param, ...)
-
-        def run_one(features: tuple, block: tuple) -> tuple[tuple, tuple]:
-            x, pooled = features
-            params, stats, use_sigmoid, gate = block
-            module = nnx.merge(graphdef, params, stats)
-            x, pooled, gate = module(x, pooled, scale, use_sigmoid, gate, **settings)
-            return (x, pooled), (gate, nnx.state(module, nnx.BatchStat) if train else None)
-
-        rest = None if gates is None else gates[1:]
-        blocks = (params, stats, use_sigmoid[1:], rest)
-        (x, pooled), (body, stats) = lax.scan(run_one, (x, pooled), blocks, unroll=unroll)
-        if train:
-            nnx.update(self.body, stats)
-        return x, pooled, jax.tree.map(lambda *parts: jnp.concatenate(parts), entry, body)
+from urnet_jax.architecture import Architecture, Execution
+from urnet_jax.blocks import GateInputs, Stage, conv, norm
+from urnet_jax.execution import choose
+from urnet_jax.gates import activate, pool
 
 
 class ResNet(nnx.Module):
@@ -181,12 +27,14 @@ class ResNet(nnx.Module):
         dtype = jnp.dtype(dtype)
         self.arch, self.dtype = arch, dtype
         stem = (3, 1) if arch.family == "cifar" else (7, 2)
-        self.conv1 = _conv(arch.image_channels, arch.width, *stem, dtype, rngs)
-        self.bn1 = _norm(arch.width, dtype, rngs)
+        self.conv1 = conv(arch.image_channels, arch.width, *stem, dtype, rngs)
+        self.bn1 = norm(arch.width, dtype, rngs)
         for i, spec in enumerate(arch.stages):
             stage = Stage(arch, spec, dtype=dtype, gate_bias=gate_bias, rngs=rngs)
             setattr(self, f"stage{i + 1}", stage)
         self.fc = nnx.Linear(arch.stages[-1].out_channels, arch.num_classes, rngs=rngs)
+        if arch.external:
+            self.gate = ExternalGates(arch, dtype=dtype, bias=gate_bias, rngs=rngs)
 
     def __call__(
         self,
@@ -195,7 +43,9 @@ class ResNet(nnx.Module):
         *,
         train: bool = False,
         use_sigmoid: Bool[Array, "B N"] | None = None,
+        straight_through: bool = False,
         gates: Float[Array, "B N"] | None = None,
+        kept: Float[Array, "B N"] | None = None,
         unroll: bool = False,
         execution: Execution = "dense",
         with_gate_logits: bool = False,
@@ -208,7 +58,9 @@ class ResNet(nnx.Module):
           train: BatchNorm uses the batch's statistics and updates its running ones.
           use_sigmoid: where a gate is a sigmoid, as `gates.draw_sigmoid` draws it in training;
             elsewhere, and by default everywhere, it is a hard step.
+          straight_through: steps have the gradient of sigmoids.
           gates: given, these are used instead of the network's own: 1 runs a block, 0 skips it.
+          kept: what the gates are multiplied by, as `gates.draw_kept` draws it for random drop.
           unroll: blocks of a stage one after another instead of in a loop: compiles longer; the
             backward pass is many times faster on CPU.
           execution: how gated blocks are run, see `architecture.Execution`; training is `dense`.
@@ -236,24 +88,70 @@ class ResNet(nnx.Module):
             raise ValueError("Gates that are given, as a plain network's are, have no logits.")
         if use_sigmoid is None:
             use_sigmoid = jnp.zeros((batch, num_blocks), bool)
+        own = None
+        if gates is None and hasattr(self, "gate"):
+            own = self.gate(images, scale, train=train)
+            gates = activate(own, use_sigmoid, straight_through)
+        if gates is not None and kept is not None:
+            gates = gates * kept
+        inputs = jax.tree.map(jnp.transpose, GateInputs(use_sigmoid, gates, kept))
+        logits, used = self._run(
+            images, scale, inputs,
+            train=train, straight_through=straight_through, unroll=unroll, execution=execution,
+        )  # fmt: skip
+        if own is not None:
+            used = used[0], own
+        return logits, *(used if with_gate_logits else used[:1])
 
+    def _run(
+        self, images: Float[Array, "B H W C"], scale: Float[Array, " B"], inputs: GateInputs, *,
+        train: bool, execution: Execution, **settings: bool,
+    ) -> tuple[Float[Array, "B K"], tuple[Float[Array, "B N"], ...]]:  # fmt: skip
+        """Logits, and gates (with their logits, if they were not given); `inputs` are [N, B]."""
         x = self.bn1(self.conv1(images.astype(self.dtype)), use_running_average=not train)
         x = nnx.relu(x)
         if self.arch.family == "imagenet":
             padding: Any = ((1, 1), (1, 1))
             x = nnx.max_pool(x, (3, 3), (2, 2), padding=padding)
-        pooled = pool(x) if gates is None and execution != "dense" else None
+        pooled = pool(x) if inputs.given is None and execution != "dense" else None
         used, start = [], 0
         for i, spec in enumerate(self.arch.stages):
             part = slice(start, start + spec.num_blocks)
             start = part.stop
-            given = None if gates is None else gates[:, part].T
-            stage = getattr(self, f"stage{i + 1}")
-            x, pooled, of_stage = stage(
-                x, pooled, scale, use_sigmoid[:, part].T, given,
-                train=train, unroll=unroll, execution=execution,
+            x, pooled, of_stage = getattr(self, f"stage{i + 1}")(
+                x, pooled, scale, jax.tree.map(lambda array, part=part: array[part], inputs),
+                train=train, execution=execution, **settings,
             )  # fmt: skip
             used.append(of_stage)
         logits = self.fc(pool(x) if pooled is None else pooled)
-        used = jax.tree.map(lambda *parts: jnp.concatenate(parts).T.astype(jnp.float32), *used)
-        return logits, *(used if with_gate_logits else used[:1])
+        join: Any = lambda *parts: jnp.concatenate(parts).T.astype(jnp.float32)  # noqa: E731
+        return logits, jax.tree.map(join, *used)
+
+
+class ExternalGates(nnx.Module):
+    """Scores all blocks at once from the image and S: a ResNet-8 beside the network.
+
+    The paper compares gates in the network with it. ResNet-8 -> linear to C / r units, to which S
+    adds its own part -> ReLU -> linear to N logits; C are the channels of its last stage.
+    """
+
+    def __init__(
+        self, arch: Architecture, *, dtype: jnp.dtype, bias: float, rngs: nnx.Rngs
+    ) -> None:
+        """For the blocks of `arch`; `bias` is the initial one of the logits."""
+        if arch.external is None:
+            raise ValueError(f"The {arch.describe()} has no external gates.")
+        hidden = arch.external.num_classes
+        self.network = ResNet(arch.external, dtype=dtype, rngs=rngs)
+        self.of_scale = nnx.Linear(1, hidden, use_bias=False, precision="highest", rngs=rngs)
+        self.fc2 = nnx.Linear(
+            hidden, arch.num_blocks, bias_init=nnx.initializers.constant(bias),
+            precision="highest", rngs=rngs,
+        )  # fmt: skip
+
+    def __call__(
+        self, images: Float[Array, "B H W C"], scale: Float[Array, " B"], *, train: bool
+    ) -> Float[Array, "B N"]:
+        """The gates' logits."""
+        seen, _ = self.network(images, scale, train=train)
+        return self.fc2(nnx.relu(seen + self.of_scale(scale[:, None].astype(jnp.float32))))

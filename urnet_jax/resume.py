@@ -140,7 +140,7 @@ def check_workdir(workdir: epath.PathLike, config: Config) -> Meta | None:
         )
     before, now = found.config[phase], config[phase]
     if before != now and _structure(config, found) != _structure(found.config, found):
-        shaping = ("clip_norm", "gate_learning_rate_factor", "ema_decay")
+        shaping = ("clip_norm", "gate_optimizer", "gate_learning_rate_factor", "ema_decay")
         changed = [name for name in shaping if before[name] != now[name]]
         values = " and ".join(f"{phase}.{n} {before[n]}, not {now[n]}" for n in changed)
         raise UserError(f"{where} phase that began with {values}: {advice}")
@@ -183,7 +183,9 @@ def check_init_from(config: Config, phase: str) -> None:
             f"{phase}.init_from is {source}, which holds no checkpoint; name the workdir of a run."
         )
     asked, held = config_lib.architecture(config), config_lib.architecture(meta.config)
-    ignored = {"gated"} if asked.gated and held.gated else {"gated", "gate_reduction"}
+    ignored = {"gated"}
+    if not (asked.gated and held.gated):
+        ignored |= {"gate_network", "gate_reduction"}
     if differing := _differences(asked, held, ignored):
         raise UserError(
             f"{phase}.init_from is {source}, which holds a {held.describe()}, and the config asks "

@@ -1,17 +1,52 @@
 """How the scale S is drawn in training."""
 
+import math
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-ScaleDraw = Literal["sample", "step"]
+ScaleDraw = Literal["sample", "group", "step"]
+
+GROUPS = 8
+"""Parts of a batch that each draw one S, where S is drawn per `group`."""
+
+
+def num_groups(draw: ScaleDraw, batch_size: int) -> int:
+    """Into how many equal parts of samples in a row, each with its own S, a batch falls."""
+    return {"sample": batch_size, "group": math.gcd(batch_size, GROUPS), "step": 1}[draw]
 
 
 def draw_scale(
     key: Array, low: float, high: float, draw: ScaleDraw, batch_size: int
 ) -> Float[Array, " B"]:
-    """S ~ U(low, high), one value per sample or one for all samples of the step (the paper)."""
-    shape = (batch_size,) if draw == "sample" else (1,)
-    scale = jax.random.uniform(key, shape, minval=low, maxval=high)
-    return jax.numpy.broadcast_to(scale, (batch_size,))
+    """S ~ U(low, high): one per sample, per group, or one for all samples of the step (the paper).
+
+    A batch of groups has `num_groups` values.
+    """
+    groups = num_groups(draw, batch_size)
+    scale = jax.random.uniform(key, (groups,), minval=low, maxval=high)
+    return jnp.repeat(scale, batch_size // groups)
+
+
+def annealed_scale(
+    key: Array, progress: float | Float[Array, ""], fixed: float, noise: float, draw: ScaleDraw,
+    batch_size: int,
+) -> Float[Array, " B"]:  # fmt: skip
+    """S of a network for one scale only, URNet(Fixed) (the paper's "scale annealing").
+
+    It falls from 1 to `fixed` along half a cosine, with Gaussian noise, and is held to [0, 1].
+
+    Args:
+      key: of the noise.
+      progress: of the training of gates, from 0 to 1.
+      fixed: the S that training ends at.
+      noise: standard deviation; 0.1 in the paper.
+      draw: how often noise is drawn, as for `draw_scale`.
+      batch_size: B.
+    """
+    groups = num_groups(draw, batch_size)
+    mean = fixed + (1 - fixed) * (1 + jnp.cos(jnp.pi * progress)) / 2
+    scale = jnp.clip(mean + noise * jax.random.normal(key, (groups,)), 0, 1)
+    return jnp.repeat(scale, batch_size // groups)

@@ -18,9 +18,10 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from urnet_jax import augment, optimizer, scales, sharding
 from urnet_jax.architecture import Execution
 from urnet_jax.compilation import compiler_options
-from urnet_jax.config import Config, architecture
+from urnet_jax.config import Config, architecture, heeds_scale
 from urnet_jax.execution import choose
-from urnet_jax.gates import draw_sigmoid
+from urnet_jax.fields import PHASES
+from urnet_jax.gates import draw_kept, draw_sigmoid
 from urnet_jax.losses import cross_entropy, scale_loss
 from urnet_jax.metrics import TrainMetrics
 from urnet_jax.state import TrainState, Tree, apply, network_graph
@@ -41,8 +42,8 @@ def make_train_step(
     With `accumulate_steps` = k the gradient is the mean over k equal parts of the batch, taken one
     after another. S and the gates' p are drawn for the whole batch, so that the step differs from
     that of k = 1 only where a quantity is not a mean over samples: BatchNorm normalises each part
-    with its own statistics and updates the running ones k times, and `scale.loss` = "batch" holds
-    each part's mean usage to its mean S.
+    with its own statistics and updates the running ones k times, and with `scale.loss` = "group" a
+    group is shared out among the parts.
 
     Args:
       config: the run's.
@@ -57,13 +58,14 @@ def make_train_step(
     section, platform = config[phase], sharding.platform(mesh)
     loss_fn = _make_loss(config, phase, platform)
     tx = optimizer.make_optimizer(section, steps_per_epoch)
+    progress = _progress(config, steps_per_epoch)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, TrainMetrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         trained, frozen = optimizer.split_trained(state.params, phase)
         grads, batch_stats, outputs = _gradients(
             functools.partial(loss_fn, frozen), trained, state.batch_stats,
-            {**batch, **_draw(config, key, batch["label"].shape[0])},
+            {**batch, **_draw(config, phase, key, progress(state.step), batch["label"].shape[0])},
             config.accumulate_steps, unroll=use_unroll(config, platform),
         )  # fmt: skip
         updates, opt_state = tx.update(grads, state.opt_state, trained)
@@ -111,12 +113,16 @@ def _make_loss(config: Config, phase: str, platform: str) -> LossFn:
         logits, gates, batch_stats = apply(
             graph, optimizer.join(trained, frozen), batch_stats, _prepare(config, batch), scale,
             train=phase != "gates",
-            use_sigmoid=batch["use_sigmoid"],
+            use_sigmoid=batch["use_sigmoid"], kept=batch.get("kept"),
+            straight_through=config.gate.straight_through,
             gates=None if gated else jnp.ones((labels.shape[0], num_blocks)),
             unroll=use_unroll(config, platform),
         )  # fmt: skip
         ce = cross_entropy(logits, labels)
-        asked = scale_loss(gates, scale, config.scale.loss) if gated else jnp.zeros(())
+        groups = None
+        if config.scale.loss == "group":
+            groups = scales.num_groups(config.scale.draw, labels.shape[0])
+        asked = scale_loss(gates, scale, groups) if gated else jnp.zeros(())
         loss = ce.mean() + config.scale.beta * asked
         return loss, (batch_stats, {
             "loss": loss,
@@ -130,17 +136,39 @@ def _make_loss(config: Config, phase: str, platform: str) -> LossFn:
     return loss_fn
 
 
-def _draw(config: Config, key: Array, size: int) -> dict[str, Array]:
-    """The random part of a step: each sample's S, and which of its gates are sigmoids."""
+def _draw(config: Config, phase: str, key: Array, progress: Array, size: int) -> dict[str, Array]:
+    """The random part of a step: each sample's S, and what of its gates is drawn."""
     scale_key, gate_key = jax.random.split(key)
-    scale, gate = config.scale, config.gate
-    num_blocks = architecture(config).num_blocks
-    return {
-        "scale": scales.draw_scale(scale_key, scale.min, scale.max, scale.draw, size),
-        "use_sigmoid": draw_sigmoid(
-            gate_key, gate.sigmoid_probability, gate.draw, size, num_blocks
-        ),
-    }
+    section, gate = config.scale, config.gate
+    if section.schedule == "fixed":
+        scale = scales.annealed_scale(
+            scale_key, progress, section.fixed, section.noise, section.draw, size
+        )
+    else:
+        scale = scales.draw_scale(scale_key, section.min, section.max, section.draw, size)
+    if weighs_only(config):
+        use_sigmoid = jnp.ones((size, architecture(config).num_blocks), bool)
+    else:
+        use_sigmoid = draw_sigmoid(
+            gate_key, gate.sigmoid_probability, gate.draw, size, architecture(config).num_blocks
+        )
+    drawn = {"scale": scale, "use_sigmoid": use_sigmoid}
+    if gate.random_drop == "always" and phase != "pretrain":
+        # Not split() again: what is drawn without random drop stays as it was.
+        keys = jax.random.split(jax.random.fold_in(key, 2), size)
+        drawn["kept"] = draw_kept(keys, scale, architecture(config).num_blocks)
+    return drawn
+
+
+def weighs_only(config: Config) -> bool:
+    """Whether gates only weigh the blocks that random drop leaves ("block attention")."""
+    return config.model.gated and config.gate.random_drop != "never"
+
+
+def _progress(config: Config, steps_per_epoch: float) -> Callable[[Array], Array]:
+    """The share, 0 to 1, of the phases with gates that a run has behind it at a step."""
+    before, *lengths = (optimizer.num_steps(config[p].epochs, steps_per_epoch) for p in PHASES)
+    return lambda step: jnp.clip((step - before) / max(1, sum(lengths)), 0.0, 1.0)
 
 
 def _gradients(
@@ -175,7 +203,7 @@ def _gradients(
 
 
 EvalStep = Callable[
-    [Tree, Tree, UInt8[Array, "B H W C"], Int[Array, " B"], Float[Array, " B"]],
+    [Tree, Tree, UInt8[Array, "B H W C"], Int[Array, " B"], Float[Array, " B"], Int[Array, " B"]],
     dict[str, Bool[Array, " B"] | Float[Array, "B ..."] | Int[Array, " B"]],
 ]
 
@@ -187,6 +215,7 @@ def make_eval_step(
     """The jitted evaluation of one batch at one S per sample, gates hard (p = 0).
 
     A network that is still in `pretrain` has untrained gates: it is evaluated with all blocks on.
+    Under random drop the blocks that an example keeps depend on the seed, its index and S alone.
 
     Args:
       config: the run's.
@@ -197,22 +226,30 @@ def make_eval_step(
       with_gate_logits: also gives gate_logits [B, N], of a gated network after `pretrain`.
 
     Returns:
-      f(params, batch_stats, images, labels, scale) -> correct [B] (bool), prediction [B],
+      f(params, batch_stats, images, labels, scale, index) -> correct [B] (bool), prediction [B],
       loss [B] (cross entropy, nats), gates [B, N], label [B]; with a mesh, the whole batch's on
       every device.
     """
     graph, num_blocks = network_graph(config), architecture(config).num_blocks
     gated, platform = config.model.gated and phase != "pretrain", sharding.platform(mesh)
+    skips = heeds_scale(config, phase)
+    drops = skips and config.gate.random_drop != "never"
 
     def eval_step(
-        params: Tree, batch_stats: Tree, images: Array, labels: Array, scale: Array
+        params: Tree, batch_stats: Tree, images: Array, labels: Array, scale: Array, index: Array
     ) -> dict[str, Array]:
+        gate_inputs: dict[str, Any] = {}
+        if drops:
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(config.seed), index)
+            gate_inputs["kept"] = draw_kept(keys, scale, num_blocks)
+        if weighs_only(config):
+            gate_inputs["use_sigmoid"] = jnp.ones((images.shape[0], num_blocks), bool)
         logits, gates, *gate_logits, _ = apply(
             graph, params, batch_stats,
             augment.normalize(images, *augment.normalization(config.data.name)), scale,
             gates=None if gated else jnp.ones((images.shape[0], num_blocks)),
-            execution=choose(execution, images.shape[0], platform) if gated else "dense",
-            with_gate_logits=with_gate_logits and gated,
+            execution=choose(execution, images.shape[0], platform) if skips else "dense",
+            with_gate_logits=with_gate_logits and gated, **gate_inputs,
         )  # fmt: skip
         prediction = logits.argmax(-1).astype(jnp.int32)
         return {
@@ -228,7 +265,7 @@ def make_eval_step(
     if mesh is not None:
         same, split = P(), P("data")
         eval_step = jax.shard_map(
-            eval_step, mesh=mesh, in_specs=(same, same, split, split, split), out_specs=split,
+            eval_step, mesh=mesh, in_specs=(same, same) + 4 * (split,), out_specs=split,
             # JAX cannot follow replication through loops that depend on each device's samples.
             check_vma=False,
         )  # fmt: skip

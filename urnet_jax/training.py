@@ -30,6 +30,7 @@ from urnet_jax import state as state_lib
 from urnet_jax.checkpoint import Checkpointer
 from urnet_jax.config import Config
 from urnet_jax.errors import Stopped, UserError, writable
+from urnet_jax.fields import PHASES
 from urnet_jax.interruption import AskedToStop
 from urnet_jax.meta import Meta
 from urnet_jax.progress import PhaseProgress
@@ -150,7 +151,7 @@ def run_phases(run: Run, phases: list[str], found: Meta | None) -> None:
 
 def is_before(phase: str, other: str) -> bool:
     """Whether `phase` runs before the phase `other`."""
-    return config_lib.PHASES.index(phase) < config_lib.PHASES.index(other)
+    return PHASES.index(phase) < PHASES.index(other)
 
 
 def phases_to_run(config: Config) -> list[str]:
@@ -159,7 +160,7 @@ def phases_to_run(config: Config) -> list[str]:
     Raises:
       UserError: no phase has a length.
     """
-    phases = [phase for phase in config_lib.PHASES if config[phase].epochs > 0]
+    phases = [phase for phase in PHASES if config[phase].epochs > 0]
     if not config.model.gated:
         phases = [phase for phase in phases if phase != "gates"]
     if not phases:
@@ -182,14 +183,18 @@ def start_phase(
     else:
         params, batch_stats = before.eval_params, before.batch_stats
     if config[phase].init_from:
-        _, found, batch_stats = checkpoint.load_for_evaluation(config[phase].init_from)
+        _, *found = checkpoint.load_for_evaluation(config[phase].init_from)
         # Gates that the other run lacks keep the weights that they have here.
-        flat = traverse_util.flatten_dict(params) | traverse_util.flatten_dict(found)
-        params = {path: flat[path] for path in traverse_util.flatten_dict(params)}
-        params = traverse_util.unflatten_dict(params)
+        params, batch_stats = map(_replaced, (params, batch_stats), found)
     step = 0 if before is None else before.step
     begun = state_lib.begin_phase(params, batch_stats, config, phase, steps_per_epoch, step)
     return sharding.replicate(begun, mesh)
+
+
+def _replaced(own: state_lib.Tree, found: state_lib.Tree) -> state_lib.Tree:
+    """`own` with the leaves that `found` has too."""
+    leaves, others = map(traverse_util.flatten_dict, (own, found))
+    return traverse_util.unflatten_dict({path: others.get(path, leaves[path]) for path in leaves})
 
 
 def run_phase(run: Run, phase: str, state: TrainState) -> TrainState:

@@ -1,0 +1,185 @@
+"""The table and the figures of `benchmarks/paper.py`."""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.paper_rows import BASE, SETS, chosen
+from benchmarks.results import Row
+from urnet_jax import plots
+
+PAPER_TO_PLAIN = {"urnet": {0.2: -1.0, 0.6: 0.5, 0.8: 0.5, 1.0: 0.4}}
+"""Points of top-1 over the plain network, by row and S, of the paper's ResNet-110 on CIFAR-10. Its
+other figures were not at hand."""
+
+PAPER_USAGE_ERROR = {"urnet": 4.2}
+"""The paper's mean distance of usage from S there, in points; 11.3 on CIFAR-100."""
+
+
+COLUMNS = [
+    "network", "scale", "top1_percent", "to_plain", "paper_to_plain", "blocks_mean", "blocks_std",
+    "usage_percent", "flops_percent", "usage_error", "paper_usage_error",
+]  # fmt: skip
+
+
+def table(record: Row) -> pd.DataFrame:
+    """A row for every network and S, the plain one first.
+
+    Columns: `network`, `scale`, `top1_percent`, `to_plain` (points over the plain network),
+    `paper_to_plain`, `blocks_mean`, `blocks_std`, `usage_percent`, `flops_percent` (of the full
+    network), `usage_error` (points between the shares that were asked for and used, the mean over
+    the network's S) and `paper_usage_error`.
+    """
+    order = [BASE, *chosen(",".join(SETS))]
+    rows: list[Row] = sorted(record["rows"], key=lambda row: order.index(row["group"]))
+    plain = [row["top1_percent"] for row in rows if row["group"] == BASE]
+    errors: dict[str, list[float]] = {}
+    for row in rows:
+        error = 100 * abs(row["usage_mean"] - row["scale"])
+        errors.setdefault(row["group"], []).append(error)
+    found = [
+        {
+            **row,
+            "network": row["group"],
+            "to_plain": row["top1_percent"] - plain[0] if plain else np.nan,
+            "paper_to_plain": PAPER_TO_PLAIN.get(row["group"], {}).get(row["scale"], np.nan),
+            "usage_percent": 100 * row["usage_mean"],
+            "flops_percent": 100 * row["flops_share"],
+            "usage_error": np.mean(errors[row["group"]]),
+            "paper_usage_error": PAPER_USAGE_ERROR.get(row["group"], np.nan),
+        }
+        for row in rows
+    ]
+    return pd.DataFrame(found, columns=COLUMNS)
+
+
+def to_markdown(found: pd.DataFrame) -> str:
+    """The table with a line for every network and, in every cell, top-1 and blocks used at an S."""
+    scales = sorted(found["scale"].unique())
+    lines = [
+        "Top-1, % (blocks used, %); beside the paper: points of top-1 over the plain network.",
+        "",
+        "| network | " + " | ".join(f"S = {s:g}" for s in scales) + " | usage error, points |",
+        "|" + "---|" * (len(scales) + 2),
+    ]
+    for name in found["network"].unique():
+        rows = _of(found, name)
+        cells = {
+            row.scale: f"{row.top1_percent:.2f} ({row.usage_percent:.0f})"
+            for row in rows.itertuples()
+        }
+        error = "" if name == BASE else f"{rows.usage_error.iloc[0]:.1f}"
+        lines.append(_line(name, cells, scales, error))
+        if name in PAPER_TO_PLAIN:
+            ours = {row.scale: f"{row.to_plain:+.2f}" for row in rows.itertuples()}
+            paper = {s: f"{points:+.1f}" for s, points in PAPER_TO_PLAIN[name].items()}
+            lines.append(_line("... to plain, here", ours, scales, ""))
+            error = f"{PAPER_USAGE_ERROR[name]}"
+            lines.append(_line("... to plain, the paper (ResNet-110)", paper, scales, error))
+    return "\n".join(lines) + "\n"
+
+
+def _of(found: pd.DataFrame, name: str) -> Any:
+    """One network's rows, by S."""
+    return found.loc[found["network"] == name].sort_values(by="scale")
+
+
+def _line(name: str, cells: dict[float, str], scales: list[float], last: str) -> str:
+    return f"| {name} | " + " | ".join(cells.get(s, "") for s in scales) + f" | {last} |"
+
+
+def write(record: Row, folder: pathlib.Path, workdir: str) -> list[pathlib.Path]:
+    """Writes table.csv, table.md and the figures whose networks are there; their paths.
+
+    Args:
+      record: of `results.measure`.
+      folder: of the files.
+      workdir: of the runs, for what single samples did.
+    """
+    found = table(record)
+    (folder / "table.csv").write_text(found.to_csv(index=False, float_format="%.6g"))
+    (folder / "table.md").write_text(to_markdown(found))
+    print(to_markdown(found))
+    written = [folder / "table.csv", folder / "table.md"]
+    figures = {
+        "table1.png": plot_networks(found, list(SETS["table1"])),
+        "figure5.png": plot_betas(found),
+        "figure8.png": plot_fixed(found),
+        "choices.png": plot_networks(found, ["urnet", *SETS["choices"]]),
+    }
+    for name, figure in figures.items():
+        if figure is not None:
+            (folder / name).write_bytes(plots.to_png(figure))
+            written.append(folder / name)
+    usage = pathlib.Path(workdir) / "urnet" / "block_usage.png"
+    if usage.exists():
+        (folder / "figure4.png").write_bytes(usage.read_bytes())
+        written.append(folder / "figure4.png")
+    return written
+
+
+def plot_networks(found: pd.DataFrame, names: list[str]) -> Figure | None:
+    """Top-1 against blocks used, and blocks used against S, a line for every network."""
+    return _plot(found, {name: name for name in names if name in set(found["network"])})
+
+
+def plot_betas(found: pd.DataFrame) -> Figure | None:
+    """The paper's figure 5: what beta, the weight of the scale loss, does."""
+    labels = {"beta_1": "beta = 1", "urnet": "beta = 2", "beta_4": "beta = 4", "beta_8": "beta = 8"}
+    return _plot(found, labels) if set(labels) <= set(found["network"]) else None
+
+
+def plot_fixed(found: pd.DataFrame) -> Figure | None:
+    """The paper's figure 8: one network for all S, and networks for one S each.
+
+    Bars are one standard deviation of the blocks that samples use.
+    """
+    fixed = set(SETS["figure8"]) & set(found["network"])
+    if not fixed or "urnet" not in set(found["network"]):
+        return None
+    joined = found.replace({"network": dict.fromkeys(fixed, "fixed")})
+    return _plot(joined, {"urnet": "URNet(Ranged)", "fixed": "URNet(Fixed)"}, bars=True)
+
+
+def _plot(found: pd.DataFrame, labels: dict[str, str], bars: bool = False) -> Figure | None:
+    if not labels:
+        return None
+    figure, (left, right) = _two()
+    for name, label in labels.items():
+        rows = _of(found, name)
+        spread = 100 * rows.blocks_std * rows.usage_percent / (100 * rows.blocks_mean)
+        style: Any = {"marker": "o", "markersize": 4, "linewidth": 1.3, "label": label}
+        style["capsize"] = 3
+        spread = spread if bars else None
+        left.errorbar(rows.usage_percent, rows.top1_percent, xerr=spread, **style)
+        right.errorbar(100 * rows.scale, rows.usage_percent, yerr=spread, **style)
+    _finish(left, right, found)
+    return figure
+
+
+def _two() -> tuple[Figure, tuple[Axes, Axes]]:
+    figure = Figure(figsize=(10, 4.2), dpi=130, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    return figure, (left, right)
+
+
+def _finish(left: Axes, right: Axes, found: pd.DataFrame) -> None:
+    plain = _of(found, BASE)
+    if len(plain):
+        left.axhline(
+            plain.top1_percent.iloc[0], color="0.5", linewidth=1, linestyle="--", label="plain"
+        )
+    left.set_xlabel("blocks used, %")
+    left.set_ylabel("top-1, %")
+    right.plot([0, 100], [0, 100], color="0.7", linewidth=1, linestyle=":", label="as asked")
+    right.set_xlabel("S, %")
+    right.set_ylabel("blocks used, %")
+    for axes in (left, right):
+        axes.grid(color="0.92")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=7)

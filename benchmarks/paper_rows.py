@@ -1,0 +1,108 @@
+"""What `benchmarks/paper.py` trains: the rows of the paper's table 1, its figures, open choices."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from configs.table1 import ROWS as TABLE1
+from urnet_jax.errors import UserError
+
+BASE = "base"
+"""The plain network that every row begins with."""
+
+SCALES = (0.2, 0.4, 0.6, 0.8, 1.0)
+
+DATA: dict[str, dict[str, Any]] = {
+    "cifar10": {},
+    "cifar100": {"data.name": "cifar100"},
+    "digits": {"data.name": "digits", "data.image_size": 8, "data.augment": "crop",
+               "data.crop_padding": 1, "data.batch_size": 64, "eval.batch_size": 360},
+}  # fmt: skip
+"""Datasets, with the fields that they need; the digits, which need no download, to try it out."""
+
+SHORT = {
+    "joint.schedule": "cosine",
+    "joint.learning_rate": 0.02,
+    "joint.final_learning_rate": 0.0,
+    "joint.warmup_epochs": 0.25,
+    "joint.clip_norm": 1.0,
+    "joint.weight_decay": 5e-4,
+    "gates.learning_rate": 0.1,
+    "gates.clip_norm": 1.0,
+    # The scale loss reaches each of N gates divided by N.
+    "joint.gate_learning_rate_factor": 20.0,
+}
+"""Rates of a schedule of few epochs, the same for all rows; the paper's (1e-3 to 1e-5) are meant
+for 500 epochs and would not move a gate in three."""
+
+SHORT_BASE = {
+    "pretrain.schedule": "cosine",
+    "pretrain.learning_rate": 0.02,
+    "pretrain.warmup_epochs": 0.25,
+    "pretrain.weight_decay": 5e-4,
+    "pretrain.clip_norm": 1.0,
+}
+"""Rates with which a network that is trained already is tuned on other data."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One network: a row of table 1 with some fields changed.
+
+    Attributes:
+      table1: the row's name in `configs/table1.py`.
+      fields: what it changes.
+    """
+
+    table1: str
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+OURS = {"gates.gate_learning_rate_factor": 0.02, "joint.gate_learning_rate_factor": 0.05}
+"""Adam's rates for gates, 2e-3 and 1e-3, over those of the backbone in `SHORT`."""
+
+
+def _urnet(**fields: Any) -> Row:
+    return Row("urnet", {name.replace("__", "."): value for name, value in fields.items()})
+
+
+SETS: dict[str, dict[str, Row]] = {
+    "table1": {name: Row(name, OURS if name == "ours" else {}) for name in TABLE1},
+    # beta = 2 is the row urnet.
+    "figure5": {f"beta_{beta}": _urnet(scale__beta=float(beta)) for beta in (1, 4, 8)},
+    "figure8": {
+        f"fixed_{scale:g}": _urnet(
+            scale__schedule="fixed", scale__fixed=scale, eval__scales=(scale,)
+        )
+        for scale in (0.2, 0.4, 0.6, 0.8)
+    },
+    # Each differs from the row urnet in one choice that the paper leaves open.
+    "choices": {
+        "p_per_sample": _urnet(gate__draw="sample"),
+        "p_per_step": _urnet(gate__draw="step"),
+        "loss_per_batch": _urnet(scale__loss="group"),
+        "scale_per_sample": _urnet(scale__draw="sample"),
+        "bias_0": _urnet(model__gate_bias=0.0),
+        "bias_2": _urnet(model__gate_bias=2.0),
+        "straight_through": _urnet(gate__straight_through=True, gate__sigmoid_probability=0.0),
+    },
+}
+"""Sets of rows, by the part of the paper that they make again; `choices` it leaves open."""
+
+
+def chosen(names: str) -> dict[str, Row]:
+    """The rows of a list of sets and rows, separated by commas, each once, in that order.
+
+    Raises:
+      UserError: one of them is neither.
+    """
+    every = {name: row for rows in SETS.values() for name, row in rows.items()}
+    found: dict[str, Row] = {}
+    for name in names.split(","):
+        if name not in SETS and name not in every:
+            raise UserError(
+                f"--rows holds {name!r}; expected sets ({', '.join(SETS)}) or rows "
+                f"({', '.join(every)}), separated by commas."
+            )
+        found |= SETS.get(name) or {name: every[name]}
+    return found

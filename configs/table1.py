@@ -1,0 +1,53 @@
+r"""The rows of the URNet paper's table 1: ResNet-110 on CIFAR-10 or CIFAR-100, gated in seven ways.
+
+    python train.py --config=configs/table1.py:urnet --workdir=runs/urnet --config.data.dir=DIR
+
+The word behind the colon names the row; --config.data.name=cifar100 takes the other dataset. A row
+differs from configs/cifar10_resnet110.py, which says what every field means, only in what is listed
+here. `python benchmarks/paper.py` runs all of them, shortened, and sets them beside the paper.
+
+Not run in this length. Hardware: meant for one GPU or TPU. Time: 664 epochs each, not measured.
+Expected: not known here; results/paper has the rows of a ResNet-20, shortened.
+"""
+
+import ml_collections
+
+from urnet_jax import config as config_lib
+
+ROWS = {
+    # The plain network; blocks are dropped at random when it is tested.
+    "random_drop_test": {"model.gated": False, "gate.random_drop": "test"},
+    # The same, but it has also been trained so.
+    "random_drop": {"model.gated": False, "gate.random_drop": "always"},
+    # A ResNet-8 beside the network sets all gates at once.
+    "external": {"model.gate_network": "external"},
+    # p = 1: gates are sigmoids in training, and steps in the test.
+    "sigmoid_only": {"gate.sigmoid_probability": 1.0},
+    # p = 0: gates are steps, through which no gradient comes.
+    "step_only": {"gate.sigmoid_probability": 0.0},
+    # Gates weigh the blocks that random drop leaves.
+    "block_attention": {"gate.random_drop": "always", "scale.beta": 0.0},
+    "urnet": {},
+    # Not in the paper: what was best of the choices that it leaves open. Steps have the gradient of
+    # sigmoids, so that training and test run the same gates; eight S to a batch, and the samples of
+    # one S share its budget; Adam for the gates.
+    "ours": {
+        "gate.sigmoid_probability": 0.0,
+        "gate.straight_through": True,
+        "scale.draw": "group",
+        "scale.loss": "group",
+        "scale.beta": 16.0,
+        "gates.gate_optimizer": "adam",
+        "joint.gate_optimizer": "adam",
+    },
+}
+
+
+def get_config(row: str = "urnet") -> ml_collections.ConfigDict:
+    if row not in ROWS:
+        raise ValueError(f"row is {row!r}; expected one of {', '.join(ROWS)}")
+    config = config_lib.load("cifar10_resnet110")
+    config.update_from_flattened_dict(ROWS[row])
+    if not config.model.gated:  # As long as the rows that have a phase of gates.
+        config.joint.epochs += config.gates.epochs
+    return config

@@ -1,0 +1,144 @@
+"""The fields that a config has: what each may be."""
+
+import dataclasses
+import math
+from typing import Any
+
+from urnet_jax import sources
+
+PHASES = ("pretrain", "gates", "joint")
+"""In the order they run: the plain network, the gates alone, everything."""
+
+
+_KIND_NAMES = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    tuple: "a tuple of numbers",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """What one field of a config may be; a tuple's range holds for each of its numbers."""
+
+    kind: type  # bool, int, float, str, or tuple (of floats)
+    low: float = -math.inf
+    high: float = math.inf
+    below: float = math.inf  # like high, but itself out of range
+    choices: tuple[str, ...] = ()
+    empty: bool = True  # whether a tuple may be
+
+    @property
+    def expected(self) -> str:
+        """For people: 'a number from 0 to 1'."""
+        if self.choices:
+            return "one of " + ", ".join(map(repr, self.choices))
+        name = _KIND_NAMES[self.kind]
+        if self.kind is tuple and not self.empty:
+            name = "a tuple of one or more numbers"
+        if self.below < math.inf:
+            return f"{name} from {self.low} to below {self.below}"
+        if self.high < math.inf:
+            return f"{name} from {self.low} to {self.high}"
+        return f"{name} of at least {self.low}" if self.low > -math.inf else name
+
+    def allows(self, value: Any) -> bool:
+        if self.kind is tuple:
+            each = dataclasses.replace(self, kind=float)
+            full = isinstance(value, tuple) and bool(value or self.empty)
+            return full and all(map(each.allows, value))
+        if self.kind in (bool, str):
+            return type(value) is self.kind and (not self.choices or value in self.choices)
+        # By type and not isinstance, since to Python a bool is an int.
+        if type(value) is not int and not (self.kind is float and type(value) is float):
+            return False
+        return math.isfinite(value) and self.low <= value <= self.high and value < self.below
+
+
+def _choice(*choices: str) -> Field:
+    return Field(str, choices=choices)
+
+
+_TEXT = Field(str)
+_SWITCH = Field(bool)
+_COUNT = Field(int, low=1)
+_NOT_NEGATIVE = Field(float, low=0)
+_SHARE = Field(float, low=0, high=1)
+
+_PHASE = {
+    "epochs": Field(float, low=0, high=1e5),
+    "init_from": _TEXT,
+    "learning_rate": _NOT_NEGATIVE,
+    "final_learning_rate": _NOT_NEGATIVE,
+    "schedule": _choice("cosine", "step", "constant"),
+    "step_fractions": Field(tuple, low=0, high=1),
+    "step_factor": _SHARE,
+    "warmup_epochs": _NOT_NEGATIVE,
+    "gate_optimizer": _choice("sgd", "adam"),
+    "gate_learning_rate_factor": _NOT_NEGATIVE,
+    "momentum": Field(float, low=0, below=1),
+    "weight_decay": _NOT_NEGATIVE,
+    "clip_norm": _NOT_NEGATIVE,
+    "ema_decay": Field(float, low=0, below=1),
+}
+
+FIELDS: dict[str, Field] = {
+    "seed": Field(int, low=0, high=2**32 - 1),
+    "accumulate_steps": _COUNT,
+    "data.name": _TEXT,
+    "data.num_classes": Field(int, low=0),
+    "data.dir": _TEXT,
+    "data.image_size": _COUNT,
+    "data.batch_size": _COUNT,
+    "data.augment": _choice(*sources.AUGMENTATIONS),
+    "data.crop_padding": Field(int, low=0),
+    "data.workers": Field(int, low=0),
+    "data.threads": _COUNT,
+    "model.family": _choice("cifar", "imagenet"),
+    "model.depth": _COUNT,
+    "model.width": _COUNT,
+    "model.shortcut": _choice("A", "pool", "B"),
+    "model.dtype": _choice("float32", "bfloat16"),
+    "model.gated": _SWITCH,
+    "model.gate_network": _choice("block", "external"),
+    "model.gate_reduction": _COUNT,
+    "model.gate_bias": Field(float),
+    "model.scan": _choice("auto", "loop", "unroll"),
+    "init.from": _TEXT,
+    "gate.sigmoid_probability": _SHARE,
+    "gate.draw": _choice("gate", "sample", "step"),
+    "gate.straight_through": _SWITCH,
+    "gate.random_drop": _choice("never", "test", "always"),
+    "scale.min": _SHARE,
+    "scale.max": _SHARE,
+    "scale.draw": _choice("sample", "group", "step"),
+    "scale.schedule": _choice("ranged", "fixed"),
+    "scale.fixed": _SHARE,
+    "scale.noise": _NOT_NEGATIVE,
+    "scale.loss": _choice("sample", "group"),
+    "scale.beta": _NOT_NEGATIVE,
+    **{f"{phase}.{name}": known for phase in PHASES for name, known in _PHASE.items()},
+    "eval.scales": Field(tuple, low=0, high=1, empty=False),
+    "eval.every_epochs": _NOT_NEGATIVE,
+    "eval.batch_size": _COUNT,
+    "checkpoint.every_epochs": _NOT_NEGATIVE,
+    "checkpoint.keep": _COUNT,
+    "checkpoint.keep_best": Field(int, low=0),
+    "log.every_steps": _COUNT,
+    "log.tensorboard": _SWITCH,
+}
+"""Every field of a config by its dotted name; `configs/digits.py` says what each one means."""
+
+LATER: dict[str, Any] = {
+    "init.from": "",
+    "model.gate_network": "block",
+    "gate.straight_through": False,
+    "gate.random_drop": "never",
+    "scale.schedule": "ranged",
+    "scale.fixed": 1.0,
+    "scale.noise": 0.1,
+    **{f"{phase}.gate_optimizer": "sgd" for phase in PHASES},
+}
+"""Fields that came after the first configs, with what a config without them means."""
