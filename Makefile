@@ -2,7 +2,7 @@
 PYTHON ?= python3
 UV ?= uv
 
-.PHONY: demo test lint lock clean
+.PHONY: demo test lint notebook lock clean
 
 demo: .venv/installed
 	.venv/bin/python train.py --config=configs/digits.py --workdir=runs/digits
@@ -15,6 +15,11 @@ lint: .venv/installed
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/pyright
+
+# Takes the cells from the .py, runs them on the demo's run and keeps what they show in the .ipynb.
+notebook: .venv/installed
+	.venv/bin/jupytext --quiet --to ipynb --update notebooks/gate_usage.py
+	.venv/bin/jupyter-execute --inplace notebooks/gate_usage.ipynb
 
 # Keeps the versions that the lock has where they still fit; delete the lock to renew them all.
 lock:

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
+from IPython.core.formatters import PNGFormatter
 
 from urnet_jax import checkpoint, flops, inspection, plots, state
 from urnet_jax.errors import UserError
+from urnet_jax.evaluation import summarize
 
 SCALES = (0.2, 1.0)
 
@@ -123,12 +125,63 @@ def test_plots(run, evaluation, gates):
         inspection.plot_top1(evaluation),
         inspection.plot_usage_by_class(gates),
         inspection.plot_sweep(run.sweep(3)),
+        inspection.plot_blocks(evaluation, 1.0),
+        inspection.plot_logits(gates),
         run.plot_samples(inspection.easy_and_hard(gates, 1.0, 4), columns=4),
     ]
     for figure in figures:
         assert plots.to_png(figure).startswith(b"\x89PNG")
     assert [text.get_text() for text in figures[-1].axes[0].texts] == []
     assert "blocks" in figures[-1].axes[0].get_title()
+
+
+def test_a_figure_shows_itself_in_a_notebook(evaluation):
+    formatter: Any = PNGFormatter()  # knows nothing of matplotlib, as in a session without pyplot
+    assert formatter(inspection.plot_usage(evaluation)).startswith(b"\x89PNG")
+
+
+def test_the_blocks_of_one_scale(evaluation):
+    (axes,) = inspection.plot_blocks(evaluation, 0.2).axes
+    bars: Any = axes.patches
+    heights = [bar.get_height() for bar in bars]
+    np.testing.assert_allclose(heights, 100 * evaluation.gates[0].mean(axis=0))
+    row = summarize(evaluation).iloc[0]
+    assert f"S = 0.2: top-1 {row.top1_percent:.2f} %" in axes.get_title()
+    assert f"{100 * row.flops_share:.1f} % of the FLOPs" in axes.get_title()
+    with pytest.raises(UserError, match="The scale is 0.5; the table holds 0.2, 1."):
+        inspection.plot_blocks(evaluation, 0.5)
+
+
+def test_the_bands_of_the_logits_by_hand():
+    # Of block b at S, three samples' logits are b * S - 1, b * S and b * S + 1.
+    grid = [(s, b, b * s + d) for s in (0.0, 1.0) for b in range(1, 15) for d in (-1, 0, 1)]
+    table = pd.DataFrame(grid, columns=["scale", "block", "gate_logit"])
+    axes: Any = inspection.plot_logits(table).axes
+    # The twelve of fourteen blocks that move most, in network order.
+    assert [a.get_title() for a in axes] == [f"block {b}" for b in range(3, 15)]
+    (zero, median) = axes[0].lines
+    assert median.get_xydata().tolist() == [[0, 0], [1, 3]]
+    assert zero.get_ydata() == [0, 0]
+    band = axes[0].collections[0].get_paths()[0].vertices
+    assert (band[:, 1].min(), band[:, 1].max()) == pytest.approx((-0.9, 3.9))
+
+
+def test_a_subset_is_spread_over_the_split(run, evaluation):
+    split: Any = run.split()
+    assert run.subset(360, split) is split and run.subset(1000).num_examples == 360
+    few = run.subset(3, split)
+    np.testing.assert_array_equal(few.images, split.images[[0, 180, 359]])
+    np.testing.assert_array_equal(few.labels, split.labels[[0, 180, 359]])
+    found = run.evaluate(SCALES, few)
+    np.testing.assert_array_equal(found.predictions, evaluation.predictions[:, [0, 180, 359]])
+    with pytest.raises(UserError, match="given 0 examples"):
+        run.subset(0)
+
+
+def test_captions_say_what_a_lower_scale_made_of_an_image(run):
+    table = inspection.right_and_wrong(made_up())
+    (axes,) = run.plot_samples(table, columns=1).axes
+    assert axes.get_title() == "#1: class 1\n2 blocks\nsaid 0 at the lower S"
 
 
 def test_images_are_those_of_the_split(run):

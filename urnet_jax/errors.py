@@ -10,6 +10,10 @@ from etils import epath
 class UserError(ValueError):
     """An input that a user can put right; the message is one sentence that says how."""
 
+    def _render_traceback_(self) -> list[str]:
+        # IPython asks for this, and shows the sentence alone in notebooks too.
+        return [f"error: {self}"]
+
 
 class Stopped(Exception):
     """A run was asked to stop and has saved where it is; the message says so."""

@@ -8,6 +8,7 @@ Tables are pandas DataFrames, plots are matplotlib figures; nothing is written.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -21,11 +22,29 @@ from urnet_jax.architecture import Architecture
 from urnet_jax.config import Config, architecture
 from urnet_jax.errors import UserError
 from urnet_jax.evaluation import Evaluation, evaluate, summarize
+from urnet_jax.gate_tables import (
+    at_scale,
+    distinct_paths,
+    easy_and_hard,
+    gate_table,
+    right_and_wrong,
+    samples,
+    usage,
+    usage_by_class,
+)  # fmt: skip
 from urnet_jax.meta import Meta
 from urnet_jax.state import Tree
 
+__all__ = [
+    "SWEEP", "Run", "distinct_paths", "easy_and_hard", "gate_table", "load", "plot_blocks",
+    "plot_logits", "plot_sweep", "plot_top1", "plot_usage", "plot_usage_by_class",
+    "right_and_wrong", "samples", "usage", "usage_by_class",
+]  # fmt: skip
+
 SWEEP = tuple(np.round(np.linspace(0, 1, 21), 2).tolist())
 """Scales at which a sweep looks."""
+
+_MOST_PLOTTED_BLOCKS = 12
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,6 +73,24 @@ class Run:
         """The split `train` or `test`; a UserError where its data is not in `data.dir`."""
         return data.open_split(self.config.data, name)
 
+    def subset(self, count: int, split: str | data.Split = "test") -> data.Split:
+        """`count` examples spread evenly over a split, for a quick look, or all if it has no more.
+
+        Raises:
+          UserError: `count` is not positive.
+        """
+        split = self.split(split) if isinstance(split, str) else split
+        if count < 1:
+            raise UserError(f"The subset was given {count} examples; expected 1 or more.")
+        if count >= split.num_examples:
+            return split
+        return _only(split, np.linspace(0, split.num_examples - 1, count).round().astype(int))
+
+    @functools.cached_property
+    def _eval_step(self) -> steps.EvalStep:
+        # Kept, for its compilation takes longer than a few thousand small images.
+        return steps.make_eval_step(self.config, self.meta.phase, with_gate_logits=True)
+
     def evaluate(
         self, scales: Sequence[float] | None = None, split: str | data.Split = "test"
     ) -> Evaluation:
@@ -64,12 +101,12 @@ class Run:
           split: by its name, or opened.
         """
         split = self.split(split) if isinstance(split, str) else split
-        step = steps.make_eval_step(self.config, self.meta.phase, with_gate_logits=True)
         grid = self.config.eval.scales if scales is None else scales
         size = min(self.config.eval.batch_size, split.num_examples)
         return evaluate(
-            step, self.params, self.batch_stats, split, self.config, grid, size, progress=False
-        )
+            self._eval_step, self.params, self.batch_stats, split, self.config, grid, size,
+            progress=False,
+        )  # fmt: skip
 
     def gates(
         self, scales: Sequence[float] | None = None, split: str | data.Split = "test"
@@ -91,14 +128,15 @@ class Run:
                 f"The sample is {sample}; the split {split.name} of {split.dataset} has 0 to "
                 f"{split.num_examples - 1}."
             )
-        image, label = data.examples(split, np.array([sample]))
-        alone = dataclasses.replace(split, num_examples=1, images=image, labels=label, source=None)
-        return self.gates(scales, alone).assign(sample=sample)
+        return self.gates(scales, _only(split, np.array([sample]))).assign(sample=sample)
 
     def plot_samples(
         self, table: pd.DataFrame, split: str | data.Split = "test", columns: int = 8
     ) -> Figure:
-        """The images of `samples`' rows, in order, each with its class, prediction and blocks."""
+        """The images of the rows of `samples` or of a choice of them, in order, with captions.
+
+        These say the class, the prediction where it is wrong, and the blocks used.
+        """
         split = self.split(split) if isinstance(split, str) else split
         images, _ = data.examples(split, table["sample"].to_numpy())
         rows: Any = table.itertuples()
@@ -108,7 +146,20 @@ class Run:
             + f"\n{row.blocks} blocks"
             for row in rows
         ]
+        if "prediction_at_less" in table:
+            said = table["prediction_at_less"]
+            captions = [
+                f"{c}\nsaid {p} at the lower S" for c, p in zip(captions, said, strict=True)
+            ]
         return plots.plot_images(images, captions, columns)
+
+
+def _only(split: data.Split, index: np.ndarray) -> data.Split:
+    """The examples at `index`, in memory, as a split of their own."""
+    images, labels = data.examples(split, index)
+    return dataclasses.replace(
+        split, num_examples=len(index), images=images, labels=labels, source=None
+    )
 
 
 def load(
@@ -136,105 +187,42 @@ def load(
     return Run(meta, params, batch_stats)
 
 
-def gate_table(evaluation: Evaluation) -> pd.DataFrame:
-    """A row for every S, sample and block.
-
-    Columns: `sample` (its number in the split), `label`, `prediction`, `scale` (S), `block` (from
-    1, in network order), `gate` (1 where the sample used the block), `gate_logit` (0 and above
-    opens it) and `flops` (of the whole sample at that S).
-    """
-    k, n, blocks = evaluation.gates.shape
-    logits = evaluation.gate_logits
-
-    def by_sample(values: np.ndarray) -> np.ndarray:
-        return np.repeat(np.broadcast_to(values, (k, n)).ravel(), blocks)
-
-    return pd.DataFrame(
-        {
-            "sample": by_sample(evaluation.index),
-            "label": by_sample(evaluation.labels),
-            "prediction": by_sample(evaluation.predictions),
-            "scale": np.repeat(np.asarray(evaluation.scales), n * blocks),
-            "block": np.tile(np.arange(1, blocks + 1), k * n),
-            "gate": evaluation.gates.ravel(),
-            "gate_logit": np.nan if logits is None else logits.ravel(),
-            "flops": by_sample(evaluation.flops),
-        }
-    )
-
-
-def samples(gates: pd.DataFrame) -> pd.DataFrame:
-    """A row for every sample and S: `label`, `prediction`, `correct`, `blocks` used, `flops`."""
-    grouped = gates.groupby(["sample", "scale"], sort=True)
-    table = grouped[["label", "prediction", "flops"]].first()
-    table["blocks"] = grouped["gate"].sum()
-    table["correct"] = table["label"] == table["prediction"]
-    return table.reset_index()
-
-
-def usage(gates: pd.DataFrame, by: str = "scale") -> pd.DataFrame:
-    """The share of samples that use each block (columns), by `scale` (the paper's figure 4) or
-    another column, as `label`.
-    """  # fmt: skip
-    return gates.pivot_table(index=by, columns="block", values="gate", aggfunc="mean")
-
-
-def usage_by_class(gates: pd.DataFrame) -> pd.DataFrame:
-    """The mean share of blocks that samples of each class (rows) use at each S (columns)."""
-    return gates.pivot_table(index="label", columns="scale", values="gate", aggfunc="mean")
-
-
-def distinct_paths(gates: pd.DataFrame) -> pd.Series:
-    """How many different sets of blocks samples take, by S; 1 where gates heed S alone."""
-    paths = gates.pivot(index=["scale", "sample"], columns="block", values="gate")
-    found = {scale: len(rows.drop_duplicates()) for scale, rows in paths.groupby(level="scale")}
-    return pd.Series(found, name="paths").rename_axis("scale")
-
-
-def easy_and_hard(gates: pd.DataFrame, scale: float, count: int = 8) -> pd.DataFrame:
-    """The samples that use the fewest and the most blocks at one S (the paper's figure 6).
-
-    Args:
-      gates: of `gate_table`.
-      scale: one of its S.
-      count: of each kind, at most half of all; of equals those that come first in the split.
-
-    Returns:
-      `samples`' rows, with a column `kind`: easy or hard; the easiest and the hardest first.
-    """
-    table = _at(samples(gates), scale)
-    count = min(count, len(table) // 2)
-    by_blocks = table.sort_values(["blocks", "sample"])
-    hard = by_blocks.sort_values(["blocks", "sample"], ascending=[False, True]).head(count)
-    easy = by_blocks[~by_blocks["sample"].isin(hard["sample"])].head(count)
-    return pd.concat([easy.assign(kind="easy"), hard.assign(kind="hard")], ignore_index=True)
-
-
-def right_and_wrong(
-    gates: pd.DataFrame, right_at: float = 0.8, wrong_at: float = 0.6
-) -> pd.DataFrame:
-    """`samples`' rows at `right_at` of those right there and wrong at `wrong_at` (figure 7)."""
-    table = samples(gates)
-    right, wrong = _at(table, right_at), _at(table, wrong_at)
-    lost = wrong.loc[~wrong["correct"], ["sample", "prediction"]]
-    lost = lost.rename(columns={"prediction": "prediction_at_less"})
-    return right[right["correct"]].merge(lost, on="sample")
-
-
-def _at(table: pd.DataFrame, scale: float) -> pd.DataFrame:
-    chosen = table.loc[np.isclose(table["scale"], scale)]
-    if chosen.empty:
-        held = ", ".join(f"{known:g}" for known in sorted(table["scale"].unique()))
-        raise UserError(f"The scale is {scale:g}; the table holds {held}.")
-    return chosen
-
-
 def plot_usage(evaluation: Evaluation) -> Figure:
     """The share of samples that use each block at each S (the paper's figure 4)."""
-    stages = [stage.num_blocks for stage in evaluation.arch.stages]
     return plots.plot_block_usage(
-        evaluation.gates, evaluation.scales, stages, evaluation.arch.describe()
+        evaluation.gates, evaluation.scales, _stages(evaluation), evaluation.arch.describe()
     )
+
+
+def plot_blocks(evaluation: Evaluation, scale: float) -> Figure:
+    """The share of samples that use each block at one S, below what that S gives and costs."""
+    chosen: Any = at_scale(summarize(evaluation), scale)
+    (row,) = chosen.itertuples()
+    title = (
+        f"S = {row.scale:g}: top-1 {row.top1_percent:.2f} %, "
+        f"{100 * row.usage_mean:.1f} % of the blocks, {100 * row.flops_share:.1f} % of the FLOPs"
+    )
+    usage = evaluation.gates[row.Index].mean(axis=0, dtype=np.float64)
+    return plots.plot_bars(usage, _stages(evaluation), title)
+
+
+def _stages(evaluation: Evaluation) -> list[int]:
+    return [stage.num_blocks for stage in evaluation.arch.stages]
+
+
+def plot_logits(gates: pd.DataFrame) -> Figure:
+    """How the logits of each block's gate move with S: the median and nine samples of ten.
+
+    Of more than 12 blocks those are shown whose median moves most.
+    """
+    by_block: Any = gates.groupby(["block", "scale"])["gate_logit"]
+    bands = pd.DataFrame({
+        name: by_block.quantile(q) for name, q in (("low", 0.05), ("middle", 0.5), ("high", 0.95))
+    })  # fmt: skip
+    middle = bands["middle"].unstack("scale")
+    moves = middle.max(axis=1) - middle.min(axis=1)
+    shown = moves.nlargest(_MOST_PLOTTED_BLOCKS).index.sort_values()
+    return plots.plot_bands(bands.loc[shown], "S", "gate logit")
 
 
 def plot_usage_by_class(gates: pd.DataFrame) -> Figure:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Num, UInt8
+from jaxtyping import Float, Num, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
@@ -18,6 +18,13 @@ _LINE = "#1f5f8b"
 _BAR = "#a9c6db"
 _MOST_NUMBERED_BLOCKS = 36
 _MOST_NUMBERED_CELLS = 150
+
+
+class _Figure(Figure):
+    """A figure that notebooks show as it is; of others they do so once pyplot is imported."""
+
+    def _repr_png_(self) -> bytes:
+        return to_png(self)
 
 
 def plot_top1_vs_flops(
@@ -34,7 +41,7 @@ def plot_top1_vs_flops(
     Returns:
       The figure. Horizontal bars are one standard deviation over the samples.
     """
-    figure = Figure(figsize=(6.4, 4.4), dpi=150, layout="constrained")
+    figure = _Figure(figsize=(6.4, 4.4), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     share = 100 * summary["flops_share"].to_numpy(float)
     spread = 100 * (summary["flops_std"] / summary["flops_full"]).to_numpy(float)
@@ -85,7 +92,7 @@ def plot_block_usage(
     rows, blocks = usage.shape
     numbered = blocks <= _MOST_NUMBERED_BLOCKS
     width = np.clip((0.42 if numbered else 0.2) * blocks + 2.0, 6.4, 17.2)
-    figure = Figure(figsize=(width, 1.6 + 0.36 * max(rows, 3)), dpi=150, layout="constrained")
+    figure = _Figure(figsize=(width, 1.6 + 0.36 * max(rows, 3)), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(usage, cmap="viridis", vmin=0, vmax=100, aspect="auto", origin="lower")
     bar = figure.colorbar(image, ax=axes, pad=0.02, fraction=0.06)
@@ -93,10 +100,7 @@ def plot_block_usage(
 
     axes.set_yticks(range(rows), [f"{scale:g}" for scale in scales])
     axes.set_ylabel("S")
-    step = max(1, -(-blocks // 30))
-    ticks = np.arange(0, blocks, step)
-    axes.set_xticks(ticks, [str(tick + 1) for tick in ticks])
-    axes.set_xlabel("block, in network order")
+    _number_blocks(axes, blocks)
     axes.tick_params(length=2)
     axes.spines[:].set_visible(False)
     _draw_stages(axes, stage_blocks)
@@ -110,7 +114,7 @@ def plot_block_usage(
 def plot_map(table: pd.DataFrame, x: str, y: str, unit: str) -> Figure:
     """Shares from 0 to 1 as a map in percent, the table's rows from below; its axes' names."""
     rows, columns = table.shape
-    figure = Figure(
+    figure = _Figure(
         figsize=(float(np.clip(0.42 * columns + 2.0, 5.0, 17.0)), 1.4 + 0.3 * max(rows, 3)),
         dpi=150, layout="constrained",
     )  # fmt: skip
@@ -130,12 +134,65 @@ def plot_map(table: pd.DataFrame, x: str, y: str, unit: str) -> Figure:
     return figure
 
 
+def plot_bars(
+    usage: Float[np.ndarray, " N"], stage_blocks: Sequence[int], title: str = ""
+) -> Figure:
+    """The share of samples that use each of N blocks, as bars in percent."""
+    blocks = len(usage)
+    width = float(np.clip(0.34 * blocks + 2.0, 6.4, 17.2))
+    figure = _Figure(figsize=(width, 2.8), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    bars = axes.bar(range(blocks), 100 * usage, color=_LINE)
+    if blocks <= _MOST_NUMBERED_BLOCKS:
+        axes.bar_label(bars, fmt="%.0f", padding=1, fontsize=8)
+    _number_blocks(axes, blocks)
+    axes.set(ylabel="samples using\nthe block, %", xlim=(-0.6, blocks - 0.4), ylim=(0, 112))
+    axes.set_yticks(range(0, 101, 25))
+    axes.spines[["top", "right"]].set_visible(False)
+    _draw_stages(axes, stage_blocks, color="0.8", linewidth=1)
+    axes.set_title(title, fontsize=10, pad=22)
+    return figure
+
+
+def plot_bands(bands: pd.DataFrame, x: str, y: str) -> Figure:
+    """Small plots side by side, each a line within a band.
+
+    Args:
+      bands: a row for every plot and place on the x axis, which its two index levels name; columns
+        `low`, `middle` and `high`.
+      x: the x axis' name.
+      y: the y axis' name.
+    """
+    names = bands.index.unique(level=0)
+    columns = int(np.ceil(np.sqrt(len(names))))
+    rows = -(-len(names) // columns)
+    figure = _Figure(
+        figsize=(max(4.0, 0.6 + 2.2 * columns), 0.6 + 1.5 * rows), dpi=150, layout="constrained"
+    )
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    for axes in grid[len(names) :]:
+        axes.set_axis_off()
+    for axes in grid[len(names) - columns : len(names)]:
+        axes.tick_params(labelbottom=True)  # also where a place below is empty
+    for axes, name in zip(grid, names, strict=False):
+        band = bands.loc[name]
+        axes.axhline(0, color="0.5", linewidth=0.8, linestyle="--")
+        axes.fill_between(band.index, band["low"], band["high"], color=_BAR, linewidth=0)
+        axes.plot(band.index, band["middle"], color=_LINE, linewidth=1.5)
+        axes.set_title(f"{bands.index.names[0]} {name}", fontsize=8)
+        axes.tick_params(labelsize=7, length=2)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel(x, fontsize=9)
+    figure.supylabel(y, fontsize=9)
+    return figure
+
+
 def plot_images(
     images: UInt8[np.ndarray, "n h w c"], captions: Sequence[str], columns: int = 8
 ) -> Figure:
     """Images in rows of `columns`, each under its caption."""
     rows = max(1, -(-len(images) // columns))
-    figure = Figure(figsize=(1.35 * columns, 1.75 * rows), dpi=150, layout="constrained")
+    figure = _Figure(figsize=(1.35 * columns, 1.75 * rows), dpi=150, layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
         axes.set_axis_off()
@@ -158,11 +215,19 @@ def _number_cells(axes: Axes, percent: np.ndarray) -> None:
         axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color=colour)
 
 
-def _draw_stages(axes: Axes, stage_blocks: Sequence[int]) -> None:
+def _number_blocks(axes: Axes, blocks: int) -> None:
+    ticks = np.arange(0, blocks, max(1, -(-blocks // 30)))
+    axes.set_xticks(ticks, [str(tick + 1) for tick in ticks])
+    axes.set_xlabel("block, in network order")
+
+
+def _draw_stages(
+    axes: Axes, stage_blocks: Sequence[int], color: str = "white", linewidth: float = 3
+) -> None:
     start = 0
     for number, blocks in enumerate(stage_blocks, 1):
         if start:
-            axes.axvline(start - 0.5, color="white", linewidth=3)
+            axes.axvline(start - 0.5, color=color, linewidth=linewidth)
         axes.text(
             start + (blocks - 1) / 2,
             1.02,
