@@ -6,6 +6,7 @@ backend nor the current figure of the program or notebook that asks for it.
 
 import io
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from jaxtyping import Num, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
+from PIL import Image
 
 _LINE = "#1f5f8b"
 _BAR = "#a9c6db"
@@ -21,7 +23,10 @@ _MOST_NUMBERED_CELLS = 150
 
 
 def plot_top1_vs_flops(
-    summary: pd.DataFrame, title: str = "", plain_top1_percent: float | None = None
+    summary: pd.DataFrame,
+    title: str = "",
+    plain_top1_percent: float | None = None,
+    width: float = 6.4,
 ) -> Figure:
     """Top-1 (percent) against FLOPs (percent of the full network), a point for every S.
 
@@ -30,11 +35,12 @@ def plot_top1_vs_flops(
         `flops_std` and `flops_full` are read.
       title: written above the plot.
       plain_top1_percent: of the plain network, drawn as a line.
+      width: of the figure, in inches.
 
     Returns:
       The figure. Horizontal bars are one standard deviation over the samples.
     """
-    figure = Figure(figsize=(6.4, 4.4), dpi=150, layout="constrained")
+    figure = Figure(figsize=(width, 0.69 * width), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     share = 100 * summary["flops_share"].to_numpy(float)
     spread = 100 * (summary["flops_std"] / summary["flops_full"]).to_numpy(float)
@@ -52,7 +58,7 @@ def plot_top1_vs_flops(
     if plain_top1_percent is not None:
         line = axes.axhline(plain_top1_percent, color="0.5", linewidth=1, linestyle="--")
         axes.legend([line], ["plain network, after phase pretrain"], frameon=False, fontsize=8)
-    axes.set_xlabel("FLOPs, % of the full network (bars: one standard deviation over samples)")
+    axes.set_xlabel("FLOPs, % of the full network\n(bars: one standard deviation over samples)")
     axes.set_ylabel("top-1, %")
     axes.grid(color="0.9")
     axes.set_axisbelow(True)
@@ -69,6 +75,7 @@ def plot_block_usage(
     scales: Sequence[float],
     stage_blocks: Sequence[int],
     title: str = "",
+    width: float | None = None,
 ) -> Figure:
     """A map of the share of samples that use each block (x, network order) at each S (y).
 
@@ -77,14 +84,16 @@ def plot_block_usage(
       scales: S of each of the k rows, ascending.
       stage_blocks: blocks of each stage in network order; they sum to N.
       title: written above the plot.
+      width: of the figure, in inches; by default wide enough for N blocks.
 
     Returns:
-      The figure, wide enough for N blocks; cells carry their percentage where N is small.
+      The figure; cells carry their percentage where N is small.
     """
     usage = 100 * np.asarray(gates).mean(axis=1, dtype=np.float64)
     rows, blocks = usage.shape
     numbered = blocks <= _MOST_NUMBERED_BLOCKS
-    width = np.clip((0.42 if numbered else 0.2) * blocks + 2.0, 6.4, 17.2)
+    if width is None:
+        width = float(np.clip((0.42 if numbered else 0.2) * blocks + 2.0, 6.4, 17.2))
     figure = Figure(figsize=(width, 1.6 + 0.36 * max(rows, 3)), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(usage, cmap="viridis", vmin=0, vmax=100, aspect="auto", origin="lower")
@@ -107,13 +116,23 @@ def plot_block_usage(
     return figure
 
 
-def plot_map(table: pd.DataFrame, x: str, y: str, unit: str) -> Figure:
-    """Shares from 0 to 1 as a map in percent, the table's rows from below; its axes' names."""
+def plot_map(
+    table: pd.DataFrame,
+    x: str,
+    y: str,
+    unit: str,
+    width: float | None = None,
+    row_height: float = 0.3,
+) -> Figure:
+    """Shares from 0 to 1 as a map in percent, the table's rows from below; its axes' names.
+
+    The figure is `width` inches wide, by default enough for the table's columns.
+    """
     rows, columns = table.shape
-    figure = Figure(
-        figsize=(float(np.clip(0.42 * columns + 2.0, 5.0, 17.0)), 1.4 + 0.3 * max(rows, 3)),
-        dpi=150, layout="constrained",
-    )  # fmt: skip
+    if width is None:
+        width = float(np.clip(0.42 * columns + 2.0, 5.0, 17.0))
+    height = 1.4 + row_height * max(rows, 3)
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     shares = 100 * table.to_numpy(float)
     image = axes.imshow(shares, cmap="viridis", vmin=0, vmax=100, aspect="auto", origin="lower")
@@ -121,7 +140,8 @@ def plot_map(table: pd.DataFrame, x: str, y: str, unit: str) -> Figure:
     for axis, names, most in ((axes.xaxis, table.columns, 30), (axes.yaxis, table.index, 30)):
         step = -(-len(names) // most)
         shown = [f"{name:g}" if isinstance(name, float) else str(name) for name in names]
-        axis.set_ticks(range(0, len(names), step), shown[::step])
+        # A class may be called $1.
+        axis.set_ticks(range(0, len(names), step), shown[::step], parse_math=False)
     axes.set(xlabel=x, ylabel=y)
     axes.tick_params(length=2)
     axes.spines[:].set_visible(False)
@@ -145,10 +165,20 @@ def plot_images(
     return figure
 
 
-def to_png(figure: Figure) -> bytes:
-    """The figure as a PNG file's content."""
+def thumbnail(image: UInt8[np.ndarray, "h w c"], most: int = 112) -> Image.Image:
+    """The image, made smaller where it has more than `most` pixels a side."""
+    shown = Image.fromarray(image.squeeze())
+    shown.thumbnail((most, most))
+    return shown
+
+
+def to_png(picture: Figure | Image.Image, dpi: float | Literal["figure"] = "figure") -> bytes:
+    """The figure or image as a PNG file's content; `dpi` is of a figure."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    if isinstance(picture, Figure):
+        picture.savefig(buffer, format="png", dpi=dpi)
+    else:
+        picture.save(buffer, format="png")
     return buffer.getvalue()
 
 
