@@ -218,8 +218,9 @@ def test_where_nothing_is_gated_s_is_ignored(tmp_path, capsys, gated, phase, sai
     config = small_config(gated=gated)
     variables = network()[1:] if gated else state.init_variables(config)
     save_run(tmp_path, config, phase, variables)
-    summary = report.evaluate_workdir(tmp_path, scales=[0.2, 0.5])
+    summary = report.evaluate_workdir(tmp_path, scales=[0.2, 0.5], report=True)
     assert said in capsys.readouterr().out
+    assert "whatever S is" in (tmp_path / "report.html").read_text()
     (row,) = summary.to_dict("records")
     assert (row["scale"], row["usage_mean"], row["flops_share"], row["flops_std"]) == (1, 1, 1, 0)
 

@@ -75,6 +75,16 @@ def test_usage_by_block_and_by_class(evaluation, gates):
     assert inspection.usage(gates, by="label").shape == (10, 3)
 
 
+def test_the_part_at_some_scales(evaluation):
+    part = inspection.at_scales(evaluation, (1.0, 0.5))
+    assert part.scales == (1.0,)
+    for name in ("predictions", "loss", "gates", "flops", "gate_logits"):
+        np.testing.assert_array_equal(getattr(part, name), getattr(evaluation, name)[1:])
+    np.testing.assert_array_equal(part.labels, evaluation.labels)
+    whole = inspection.at_scales(evaluation, SCALES)
+    pd.testing.assert_frame_equal(inspection.gate_table(whole), inspection.gate_table(evaluation))
+
+
 def made_up() -> pd.DataFrame:
     """Four samples of two blocks at two S; all are of class 1."""
     rows = []

@@ -28,6 +28,7 @@ from urnet_jax.errors import UserError, make_folder
 from urnet_jax.evaluation import Evaluation, check_scales, evaluate, summarize
 from urnet_jax.execution import choose
 from urnet_jax.inspection import Run
+from urnet_jax.sources import Split
 
 
 def print_table(summary: pd.DataFrame, title: str = "") -> None:
@@ -119,7 +120,8 @@ def write(
 def _replace(path: epath.Path, content: bytes) -> epath.Path:
     temporary = path.parent / f".{path.name}.tmp"
     temporary.write_bytes(content)
-    return temporary.replace(path)
+    temporary.replace(path)
+    return path
 
 
 def evaluate_workdir(
@@ -165,26 +167,26 @@ def evaluate_workdir(
     eval_step = steps.make_eval_step(config, phase, execution)
     evaluation = evaluate(eval_step, run.params, run.batch_stats, opened, config, grid, batch_size)
 
-    about: dict[str, Any] = {
-        "dataset": opened.dataset,
-        "split": split,
-        "phase": phase,
-        "step": run.meta.step,
-        "execution": choose(execution, batch_size) if _gated(run) else "dense",
-    }
-    grown_here = _gated(run) and not (config.gates.init_from or config.joint.init_from)
-    plain = plain_top1(workdir) if split == "test" and grown_here else None
-    if plain is not None:
-        about["plain_top1_percent"] = plain
+    about = _about(run, workdir, opened, choose(execution, batch_size))
     show = functools.partial(page.make, run, opened, evaluation) if report else None
     paths = write(evaluation, directory, about, show)
-    summary = summarize(evaluation)
+    summary, plain = summarize(evaluation), about.get("plain_top1_percent")
     images = f"{opened.num_examples} images of {opened.dataset} {split}"
     print_table(summary, f"{evaluation.arch.describe()}\n{images}, step {run.meta.step} ({phase})")
     if plain is not None:
         print(f"The plain network that this run began from, after phase pretrain: {plain:.2f} %\n")
     print(*paths, sep="\n")
     return summary
+
+
+def _about(run: Run, workdir: epath.PathLike, split: Split, execution: Execution) -> dict[str, Any]:
+    """What eval.json records of where an evaluation comes from."""
+    config, meta, gated = run.config, run.meta, _gated(run)
+    about: dict[str, Any] = {"dataset": split.dataset, "split": split.name, "phase": meta.phase}
+    about |= {"step": meta.step, "execution": execution if gated else "dense"}
+    grown_here = gated and not (config.gates.init_from or config.joint.init_from)
+    plain = plain_top1(workdir) if split.name == "test" and grown_here else None
+    return about if plain is None else about | {"plain_top1_percent": plain}
 
 
 def _gated(run: Run) -> bool:

@@ -126,6 +126,8 @@ def open_split(data: Any, split: str) -> Split:
         return _in_memory(data.name, split, num_classes, images, labels)
     source = _open_tfds(data, split)
     names = tuple(source.dataset_info.features["label"].names)
+    if names == tuple(map(str, range(len(names)))):  # which TFDS makes up where there are none
+        names = ()
     if data.name == "imagenet2012" or data.augment == "random_resized_crop":
         shape = (data.image_size, data.image_size, 3)
         return Split(
