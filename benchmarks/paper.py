@@ -62,8 +62,13 @@ def main(argv: Sequence[str]) -> None:
             paper_rows.BASE: _base(values),
             **{n: _row(values, row) for n, row in rows.items()},
         }
+        # As they are read from the record, where tuples are lists.
         groups: list[results.Group] = [
-            (name, settings, functools.partial(_measure, values, name, config, settings, deadline))
+            (
+                name,
+                {name: json.loads(json.dumps(value)) for name, value in settings.items()},
+                functools.partial(_measure, values, name, config, settings, deadline),
+            )
             for name, (config, settings) in networks.items()
         ]
         path, record = results.measure(groups, values, timed=False)

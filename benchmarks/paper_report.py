@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.paper_rows import BASE, SETS, chosen
 from benchmarks.results import Row
-from urnet_jax import plots
+from urnet_jax.figures import to_png
 
 PAPER_TO_PLAIN = {"urnet": {0.2: -1.0, 0.6: 0.5, 0.8: 0.5, 1.0: 0.4}}
 """Points of top-1 over the plain network, by row and S, of the paper's ResNet-110 on CIFAR-10. Its
@@ -113,7 +113,7 @@ def write(record: Row, folder: pathlib.Path, workdir: str) -> list[pathlib.Path]
     }
     for name, figure in figures.items():
         if figure is not None:
-            (folder / name).write_bytes(plots.to_png(figure))
+            (folder / name).write_bytes(to_png(figure))
             written.append(folder / name)
     usage = pathlib.Path(workdir) / "urnet" / "block_usage.png"
     if usage.exists():

@@ -42,7 +42,7 @@ import functools
 import ipywidgets
 from IPython.display import display
 
-from urnet_jax import inspection, plots
+from urnet_jax import figures, inspection
 from urnet_jax.evaluation import summarize
 
 run = inspection.load(WORKDIR, data_dir=DATA_DIR)
@@ -168,7 +168,7 @@ picture = ipywidgets.Image()
 
 
 def show(_=None):
-    picture.value = plots.to_png(look(slider.value))
+    picture.value = figures.to_png(look(slider.value))
 
 
 slider.observe(show, names="value")

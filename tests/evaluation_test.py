@@ -15,6 +15,7 @@ from urnet_jax.checkpoint import Checkpointer
 from urnet_jax.config import Config
 from urnet_jax.errors import UserError
 from urnet_jax.evaluation import Evaluation
+from urnet_jax.figures import to_png
 from urnet_jax.meta import Meta
 
 FILES = ["eval.csv", "eval.json", "eval_samples.npz", "top1_vs_flops.png", "block_usage.png"]
@@ -218,8 +219,9 @@ def test_where_nothing_is_gated_s_is_ignored(tmp_path, capsys, gated, phase, sai
     config = small_config(gated=gated)
     variables = network()[1:] if gated else state.init_variables(config)
     save_run(tmp_path, config, phase, variables)
-    summary = report.evaluate_workdir(tmp_path, scales=[0.2, 0.5])
+    summary = report.evaluate_workdir(tmp_path, scales=[0.2, 0.5], report=True)
     assert said in capsys.readouterr().out
+    assert "whatever S is" in (tmp_path / "report.html").read_text()
     (row,) = summary.to_dict("records")
     assert (row["scale"], row["usage_mean"], row["flops_share"], row["flops_std"]) == (1, 1, 1, 0)
 
@@ -275,4 +277,4 @@ def test_deep_usage_map_has_no_numbers():
     gates = np.random.default_rng(0).integers(0, 2, (6, 50, 54), np.uint8)
     figure = plots.plot_block_usage(gates, [0.0, 0.2, 0.4, 0.6, 0.8, 1.0], (18, 18, 18))
     assert labels_of(figure) == ["stage 1", "stage 2", "stage 3"]
-    assert len(plots.to_png(figure)) > 1000
+    assert len(to_png(figure)) > 1000

@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 from IPython.core.formatters import PNGFormatter
 
-from urnet_jax import checkpoint, flops, inspection, plots, state
+from urnet_jax import checkpoint, flops, inspection, state
 from urnet_jax.errors import UserError
 from urnet_jax.evaluation import summarize
+from urnet_jax.figures import to_png
 
 SCALES = (0.2, 1.0)
 
@@ -77,6 +78,16 @@ def test_usage_by_block_and_by_class(evaluation, gates):
     assert inspection.usage(gates, by="label").shape == (10, 3)
 
 
+def test_the_part_at_some_scales(evaluation):
+    part = inspection.at_scales(evaluation, (1.0, 0.5))
+    assert part.scales == (1.0,)
+    for name in ("predictions", "loss", "gates", "flops", "gate_logits"):
+        np.testing.assert_array_equal(getattr(part, name), getattr(evaluation, name)[1:])
+    np.testing.assert_array_equal(part.labels, evaluation.labels)
+    whole = inspection.at_scales(evaluation, SCALES)
+    pd.testing.assert_frame_equal(inspection.gate_table(whole), inspection.gate_table(evaluation))
+
+
 def made_up() -> pd.DataFrame:
     """Four samples of two blocks at two S; all are of class 1."""
     rows = []
@@ -130,7 +141,7 @@ def test_plots(run, evaluation, gates):
         run.plot_samples(inspection.easy_and_hard(gates, 1.0, 4), columns=4),
     ]
     for figure in figures:
-        assert plots.to_png(figure).startswith(b"\x89PNG")
+        assert to_png(figure).startswith(b"\x89PNG")
     assert [text.get_text() for text in figures[-1].axes[0].texts] == []
     assert "blocks" in figures[-1].axes[0].get_title()
 

@@ -147,6 +147,7 @@ def test_cifar10_is_decoded_as_tfds_decodes_it():
     split = opened("test", name="cifar10", dir=str(TFDS), image_size=32)
     assert (split.num_examples, split.num_classes, split.image_shape) == (10000, 10, (32, 32, 3))
     assert np.bincount(split.labels).tolist() == [1000] * 10
+    assert split.class_names[:4] == ("airplane", "automobile", "bird", "cat")
     source: Any = tfds.data_source("cifar10", data_dir=TFDS, split="test", download=False)
     for i in (0, 1, 1000, 9999):
         np.testing.assert_array_equal(split.images[i], source[i]["image"])
@@ -161,6 +162,7 @@ def test_own_data_is_decoded_as_rgb(own):
         got = opened(split, **data)
         assert (got.dataset, got.name, got.num_examples) == ("mydigits", split, count)
         assert (got.num_classes, got.image_shape) == (10, (8, 8, 3))
+        assert got.class_names == ()  # numbers are no names
         assert (got.images == got.images[..., :1]).all()
         found = [digit[image[..., 0].tobytes()] for image in got.images]
         assert sorted(found) == list(range(count))

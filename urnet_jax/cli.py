@@ -64,6 +64,7 @@ def run_evaluate() -> None:
                   what is fastest here); dense computes and masks them, the same to rounding
     --data_dir    where the data lies now (default: the run's data.dir)
     --output      the folder for tables and plots (default: the workdir)
+    --report      also writes report.html: tables, plots and images, in one file for a browser
     """
     app.run(_evaluate, flags_parser=_parse_evaluate)
 
@@ -163,6 +164,7 @@ def _parse_evaluate(argv: list[str]) -> tuple[float, ...] | None:
     flags.DEFINE_enum("execution", "auto", EXECUTIONS, "How gated blocks are run.")
     flags.DEFINE_string("data_dir", "", "Where the data lies now.")
     flags.DEFINE_string("output", "", "The folder for tables and plots.")
+    flags.DEFINE_boolean("report", False, "Also writes report.html.")
     _parse(argv)
     _check_workdir()
     _which_step()
@@ -182,6 +184,7 @@ def _evaluate(scales: tuple[float, ...] | None) -> None:
         execution=FLAGS.execution,
         data_dir=FLAGS.data_dir,
         output=FLAGS.output,
+        report=FLAGS.report,
     )
 
 

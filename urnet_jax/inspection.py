@@ -49,7 +49,7 @@ _MOST_PLOTTED_BLOCKS = 12
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-    """A gated network as a run left it, and the data that it was trained for.
+    """A network as a run left it, and the data that it was trained for.
 
     Attributes:
       meta: of the checkpoint, the run's config included.
@@ -187,6 +187,20 @@ def load(
     return Run(meta, params, batch_stats)
 
 
+def at_scales(evaluation: Evaluation, scales: Sequence[float]) -> Evaluation:
+    """The part of an evaluation at some S, of which it holds none, some or all.
+
+    `gate_table` of many samples, blocks and S is large; of one S after another it is not.
+    """
+    rows = [k for k, held in enumerate(evaluation.scales) if np.isclose(held, scales).any()]
+    names = ("predictions", "loss", "gates", "flops", "gate_logits")
+    held = {name: getattr(evaluation, name) for name in names}
+    kept = {name: array if array is None else array[rows] for name, array in held.items()}
+    return dataclasses.replace(
+        evaluation, scales=tuple(evaluation.scales[row] for row in rows), **kept
+    )
+
+
 def plot_usage(evaluation: Evaluation) -> Figure:
     """The share of samples that use each block at each S (the paper's figure 4)."""
     return plots.plot_block_usage(
@@ -231,10 +245,10 @@ def plot_usage_by_class(gates: pd.DataFrame) -> Figure:
     return plots.plot_map(table, "S", "class", "blocks that a\nsample uses, %")
 
 
-def plot_sweep(sweep: pd.DataFrame) -> Figure:
-    """Which blocks one sample uses as S rises, from `Run.sweep`."""
+def plot_sweep(sweep: pd.DataFrame, width: float | None = None) -> Figure:
+    """Which blocks one sample uses as S rises, from `Run.sweep`; `width` is in inches."""
     table = sweep.pivot_table(index="scale", columns="block", values="gate")
-    figure = plots.plot_map(table, "block, in network order", "S", "used, %")
+    figure = plots.plot_map(table, "block, in network order", "S", "used, %", width, 0.21)
     rows: Any = samples(sweep).itertuples()
     axes, colours = figure.axes
     colours.remove()  # Used or not: no scale of colours is needed.
@@ -242,8 +256,10 @@ def plot_sweep(sweep: pd.DataFrame) -> Figure:
         axes.text(
             1.02, height, f"said {row.prediction}", transform=axes.get_yaxis_transform(),
             va="center", fontsize=7, color="black" if row.correct else "#b3261e",
+            parse_math=False,
         )  # fmt: skip
-    axes.set_title(f"#{sweep['sample'].iloc[0]}: class {sweep['label'].iloc[0]}", fontsize=9)
+    title = f"#{sweep['sample'].iloc[0]}: class {sweep['label'].iloc[0]}"
+    axes.set_title(title, fontsize=9, parse_math=False)
     return figure
 
 

@@ -4,7 +4,6 @@ Figures are made through matplotlib's object interface, so that drawing one chan
 backend nor the current figure of the program or notebook that asks for it.
 """
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,7 +11,8 @@ import pandas as pd
 from jaxtyping import Float, Num, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.transforms import Bbox
+
+from urnet_jax.figures import NotebookFigure, label_points
 
 _LINE = "#1f5f8b"
 _BAR = "#a9c6db"
@@ -20,15 +20,11 @@ _MOST_NUMBERED_BLOCKS = 36
 _MOST_NUMBERED_CELLS = 150
 
 
-class _Figure(Figure):
-    """A figure that notebooks show as it is; of others they do so once pyplot is imported."""
-
-    def _repr_png_(self) -> bytes:
-        return to_png(self)
-
-
 def plot_top1_vs_flops(
-    summary: pd.DataFrame, title: str = "", plain_top1_percent: float | None = None
+    summary: pd.DataFrame,
+    title: str = "",
+    plain_top1_percent: float | None = None,
+    width: float = 6.4,
 ) -> Figure:
     """Top-1 (percent) against FLOPs (percent of the full network), a point for every S.
 
@@ -37,11 +33,12 @@ def plot_top1_vs_flops(
         `flops_std` and `flops_full` are read.
       title: written above the plot.
       plain_top1_percent: of the plain network, drawn as a line.
+      width: of the figure, in inches.
 
     Returns:
       The figure. Horizontal bars are one standard deviation over the samples.
     """
-    figure = _Figure(figsize=(6.4, 4.4), dpi=150, layout="constrained")
+    figure = NotebookFigure(figsize=(width, 0.69 * width), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     share = 100 * summary["flops_share"].to_numpy(float)
     spread = 100 * (summary["flops_std"] / summary["flops_full"]).to_numpy(float)
@@ -59,7 +56,7 @@ def plot_top1_vs_flops(
     if plain_top1_percent is not None:
         line = axes.axhline(plain_top1_percent, color="0.5", linewidth=1, linestyle="--")
         axes.legend([line], ["plain network, after phase pretrain"], frameon=False, fontsize=8)
-    axes.set_xlabel("FLOPs, % of the full network (bars: one standard deviation over samples)")
+    axes.set_xlabel("FLOPs, % of the full network\n(bars: one standard deviation over samples)")
     axes.set_ylabel("top-1, %")
     axes.grid(color="0.9")
     axes.set_axisbelow(True)
@@ -67,7 +64,7 @@ def plot_top1_vs_flops(
     if title:
         axes.set_title(title, fontsize=10)
     figure.draw_without_rendering()  # the layout decides where points are, in pixels
-    _label_points(axes, share, top1, [f"S = {scale:g}" for scale in summary["scale"]])
+    label_points(axes, share, top1, [f"S = {scale:g}" for scale in summary["scale"]])
     return figure
 
 
@@ -76,6 +73,7 @@ def plot_block_usage(
     scales: Sequence[float],
     stage_blocks: Sequence[int],
     title: str = "",
+    width: float | None = None,
 ) -> Figure:
     """A map of the share of samples that use each block (x, network order) at each S (y).
 
@@ -84,15 +82,19 @@ def plot_block_usage(
       scales: S of each of the k rows, ascending.
       stage_blocks: blocks of each stage in network order; they sum to N.
       title: written above the plot.
+      width: of the figure, in inches; by default wide enough for N blocks.
 
     Returns:
-      The figure, wide enough for N blocks; cells carry their percentage where N is small.
+      The figure; cells carry their percentage where N is small.
     """
     usage = 100 * np.asarray(gates).mean(axis=1, dtype=np.float64)
     rows, blocks = usage.shape
     numbered = blocks <= _MOST_NUMBERED_BLOCKS
-    width = np.clip((0.42 if numbered else 0.2) * blocks + 2.0, 6.4, 17.2)
-    figure = _Figure(figsize=(width, 1.6 + 0.36 * max(rows, 3)), dpi=150, layout="constrained")
+    if width is None:
+        width = float(np.clip((0.42 if numbered else 0.2) * blocks + 2.0, 6.4, 17.2))
+    figure = NotebookFigure(
+        figsize=(width, 1.6 + 0.36 * max(rows, 3)), dpi=150, layout="constrained"
+    )
     axes = figure.add_subplot()
     image = axes.imshow(usage, cmap="viridis", vmin=0, vmax=100, aspect="auto", origin="lower")
     bar = figure.colorbar(image, ax=axes, pad=0.02, fraction=0.06)
@@ -111,13 +113,23 @@ def plot_block_usage(
     return figure
 
 
-def plot_map(table: pd.DataFrame, x: str, y: str, unit: str) -> Figure:
-    """Shares from 0 to 1 as a map in percent, the table's rows from below; its axes' names."""
+def plot_map(
+    table: pd.DataFrame,
+    x: str,
+    y: str,
+    unit: str,
+    width: float | None = None,
+    row_height: float = 0.3,
+) -> Figure:
+    """Shares from 0 to 1 as a map in percent, the table's rows from below; its axes' names.
+
+    The figure is `width` inches wide, by default enough for the table's columns.
+    """
     rows, columns = table.shape
-    figure = _Figure(
-        figsize=(float(np.clip(0.42 * columns + 2.0, 5.0, 17.0)), 1.4 + 0.3 * max(rows, 3)),
-        dpi=150, layout="constrained",
-    )  # fmt: skip
+    if width is None:
+        width = float(np.clip(0.42 * columns + 2.0, 5.0, 17.0))
+    height = 1.4 + row_height * max(rows, 3)
+    figure = NotebookFigure(figsize=(width, height), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     shares = 100 * table.to_numpy(float)
     image = axes.imshow(shares, cmap="viridis", vmin=0, vmax=100, aspect="auto", origin="lower")
@@ -125,7 +137,8 @@ def plot_map(table: pd.DataFrame, x: str, y: str, unit: str) -> Figure:
     for axis, names, most in ((axes.xaxis, table.columns, 30), (axes.yaxis, table.index, 30)):
         step = -(-len(names) // most)
         shown = [f"{name:g}" if isinstance(name, float) else str(name) for name in names]
-        axis.set_ticks(range(0, len(names), step), shown[::step])
+        # A class may be called $1.
+        axis.set_ticks(range(0, len(names), step), shown[::step], parse_math=False)
     axes.set(xlabel=x, ylabel=y)
     axes.tick_params(length=2)
     axes.spines[:].set_visible(False)
@@ -140,7 +153,7 @@ def plot_bars(
     """The share of samples that use each of N blocks, as bars in percent."""
     blocks = len(usage)
     width = float(np.clip(0.34 * blocks + 2.0, 6.4, 17.2))
-    figure = _Figure(figsize=(width, 2.8), dpi=150, layout="constrained")
+    figure = NotebookFigure(figsize=(width, 2.8), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     bars = axes.bar(range(blocks), 100 * usage, color=_LINE)
     if blocks <= _MOST_NUMBERED_BLOCKS:
@@ -166,7 +179,7 @@ def plot_bands(bands: pd.DataFrame, x: str, y: str) -> Figure:
     names = bands.index.unique(level=0)
     columns = int(np.ceil(np.sqrt(len(names))))
     rows = -(-len(names) // columns)
-    figure = _Figure(
+    figure = NotebookFigure(
         figsize=(max(4.0, 0.6 + 2.2 * columns), 0.6 + 1.5 * rows), dpi=150, layout="constrained"
     )
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
@@ -192,7 +205,7 @@ def plot_images(
 ) -> Figure:
     """Images in rows of `columns`, each under its caption."""
     rows = max(1, -(-len(images) // columns))
-    figure = _Figure(figsize=(1.35 * columns, 1.75 * rows), dpi=150, layout="constrained")
+    figure = NotebookFigure(figsize=(1.35 * columns, 1.75 * rows), dpi=150, layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
         axes.set_axis_off()
@@ -200,13 +213,6 @@ def plot_images(
         axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axes.set_title(caption, fontsize=6.5)
     return figure
-
-
-def to_png(figure: Figure) -> bytes:
-    """The figure as a PNG file's content."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
 
 
 def _number_cells(axes: Axes, percent: np.ndarray) -> None:
@@ -238,37 +244,3 @@ def _draw_stages(
             fontsize=9,
         )
         start += blocks
-
-
-def _label_points(axes: Axes, xs: np.ndarray, ys: np.ndarray, labels: Sequence[str]) -> None:
-    """Writes each label beside its point, clear of the curve, the axes and other labels.
-
-    A label that finds no room, among many points in one spot, is left out.
-    """
-    points = axes.transData.transform(np.c_[xs, ys])
-    taken = [Bbox.from_bounds(x - 7, y - 7, 14, 14) for x, y in points]
-    for start, end in zip(points[:-1], points[1:], strict=True):
-        dots = np.linspace(start, end, 2 + int(np.hypot(*(end - start)) / 4))
-        taken += [Bbox.from_bounds(x - 1, y - 1, 2, 2) for x, y in dots]
-    inside = axes.get_window_extent()
-    # Below and right, then above and left: where a rising, flattening curve is not.
-    places = [(4, -5), (-4, 5), (0, 8), (0, -8)]
-    places += [(dx, dy) for r in (20, 34, 48) for dx, dy in ((r, -r), (-r, r), (0, r), (0, -r))]
-    for point, x, y, label in zip(points, xs, ys, labels, strict=True):
-        for dx, dy in places:
-            text = axes.annotate(label, (x, y), (dx, dy), textcoords="offset points", fontsize=8)
-            text.set_horizontalalignment("left" if dx > 0 else "right" if dx < 0 else "center")
-            text.set_verticalalignment("bottom" if dy > 0 else "top")
-            box = text.get_window_extent()
-            contained = inside.contains(*box.min) and inside.contains(*box.max)
-            middle = np.mean([box.min, box.max], axis=0)
-            nearest = points[np.hypot(*(points - middle).T).argmin()]
-            far = abs(dy) > 8
-            clear = far or np.array_equal(nearest, point)  # whose label it is
-            if contained and clear and not box.count_overlaps(taken):
-                taken.append(box)
-                if far:
-                    line = {"arrowstyle": "-", "color": "0.6"}
-                    axes.annotate("", (x, y), (dx, dy), textcoords="offset points", arrowprops=line)
-                break
-            text.remove()

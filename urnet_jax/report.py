@@ -2,13 +2,14 @@
 
 import dataclasses
 import datetime
+import functools
 import io
 import json
 import os
 import pathlib
 import shlex
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import flax
@@ -21,12 +22,15 @@ from rich.console import Console
 from rich.table import Table
 
 import urnet_jax
-from urnet_jax import checkpoint, data, plots, steps, writers
+from urnet_jax import checkpoint, page, plots, steps, writers
 from urnet_jax import config as config_lib
 from urnet_jax.architecture import Execution
 from urnet_jax.errors import UserError, make_folder
 from urnet_jax.evaluation import Evaluation, check_scales, evaluate, summarize
 from urnet_jax.execution import choose
+from urnet_jax.figures import to_png
+from urnet_jax.inspection import Run
+from urnet_jax.sources import Split
 
 
 def print_table(summary: pd.DataFrame, title: str = "") -> None:
@@ -51,26 +55,12 @@ def print_table(summary: pd.DataFrame, title: str = "") -> None:
     console.print(table)
 
 
-def write(
-    evaluation: Evaluation, directory: epath.PathLike, meta: Mapping[str, Any]
-) -> list[epath.Path]:
-    """Writes eval.csv, eval.json, eval_samples.npz, top1_vs_flops.png and block_usage.png.
-
-    Each file is replaced as a whole, so that an interruption leaves the old one or the new one.
-
-    Args:
-      evaluation: what to write.
-      directory: of the files; it is made where it is missing.
-      meta: more to record in eval.json, such as step, phase, dataset and split. Its
-        `plain_top1_percent` is also drawn.
-
-    Returns:
-      The files' paths, the plots last.
-    """
-    summary, arch, device = summarize(evaluation), evaluation.arch, jax.devices()[0]
-    record = {
+def describe(evaluation: Evaluation, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What eval.json records: `meta`, where and how the evaluation was made, and its table."""
+    device = jax.devices()[0]
+    return {
         **meta,
-        "architecture": arch.describe(),
+        "architecture": evaluation.arch.describe(),
         "scales": evaluation.scales,
         "command": shlex.join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
@@ -81,8 +71,33 @@ def write(
         },
         "versions": {m.__name__: m.__version__ for m in (urnet_jax, jax, flax)},
         # JSON knows no NaN, which the loss of a diverged network is.
-        "rows": summary.replace([np.inf, -np.inf, np.nan], None).to_dict("records"),
+        "rows": summarize(evaluation).replace([np.inf, -np.inf, np.nan], None).to_dict("records"),
     }
+
+
+def write(
+    evaluation: Evaluation,
+    directory: epath.PathLike,
+    meta: Mapping[str, Any],
+    show: Callable[[dict[str, Any]], str] | None = None,
+) -> list[epath.Path]:
+    """Writes eval.csv, eval.json, eval_samples.npz, top1_vs_flops.png and block_usage.png.
+
+    Each file is replaced as a whole, so that an interruption leaves the old one or the new one.
+
+    Args:
+      evaluation: what to write.
+      directory: of the files; it is made where it is missing.
+      meta: more to record in eval.json, such as step, phase, dataset and split. Its
+        `plain_top1_percent` is also drawn.
+      show: gives report.html from what eval.json records; without it there is none.
+
+    Returns:
+      The files' paths, the plots after the tables and the page last.
+    """
+    directory = epath.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    record, summary, arch = describe(evaluation, meta), summarize(evaluation), evaluation.arch
     arrays = {f.name: getattr(evaluation, f.name) for f in dataclasses.fields(evaluation)[1:]}
     arrays = {name: array for name, array in arrays.items() if array is not None}
     samples = io.BytesIO()
@@ -95,16 +110,20 @@ def write(
         "eval.csv": summary.to_csv(index=False).encode(),
         "eval.json": (json.dumps(record, indent=2, allow_nan=False) + "\n").encode(),
         "eval_samples.npz": samples.getvalue(),
-        "top1_vs_flops.png": plots.to_png(curve),
-        "block_usage.png": plots.to_png(usage),
+        "top1_vs_flops.png": to_png(curve),
+        "block_usage.png": to_png(usage),
     }
-    directory = epath.Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        temporary = directory / f".{name}.tmp"
-        temporary.write_bytes(content)
-        temporary.replace(directory / name)
-    return [directory / name for name in files]
+    paths = [_replace(directory / name, content) for name, content in files.items()]
+    if show is not None:
+        paths.append(_replace(directory / "report.html", show(record).encode()))
+    return paths
+
+
+def _replace(path: epath.Path, content: bytes) -> epath.Path:
+    temporary = path.parent / f".{path.name}.tmp"
+    temporary.write_bytes(content)
+    temporary.replace(path)
+    return path
 
 
 def evaluate_workdir(
@@ -117,6 +136,7 @@ def evaluate_workdir(
     execution: Execution = "auto",
     data_dir: str | None = None,
     output: epath.PathLike | None = None,
+    report: bool = False,
 ) -> pd.DataFrame:
     """Evaluates a run's checkpoint: returns and prints its table, `write`s its files.
 
@@ -129,6 +149,7 @@ def evaluate_workdir(
       execution: how gated blocks are run, see `architecture.Execution`.
       data_dir: where the dataset lies now; by default where the config says.
       output: folder of the files; by default the workdir.
+      report: also writes `page.make`'s report.html, which shows the evaluation.
 
     Raises:
       UserError: the workdir holds no readable checkpoint, or an argument is not usable.
@@ -137,39 +158,49 @@ def evaluate_workdir(
     if batch_size < 0:
         raise UserError(f"batch_size is {batch_size}; expected at least 1, or 0 for the config's.")
     directory = epath.Path(output or workdir)
-    meta, params, batch_stats = checkpoint.load_for_evaluation(workdir, which)
+    run = Run(*checkpoint.load_for_evaluation(workdir, which))
     make_folder(directory, "--output")
-    config = meta.config
+    config, phase = run.config, run.meta.phase
     if data_dir:
         config.data.dir = data_dir
-    opened = data.open_split(config.data, split)
-    grid = requested or config.eval.scales
-    if not config_lib.heeds_scale(config):
-        print("This network is plain: it has no gates, so S is ignored and it is evaluated once.")
-    elif meta.phase == "pretrain":
-        print("This run is in phase pretrain, its gates untrained: evaluated once, all blocks on.")
-        grid = (1.0,)
-
-    eval_step = steps.make_eval_step(config, meta.phase, execution)
+    opened = run.split(split)
+    grid = _grid(run, requested or config.eval.scales)
     batch_size = min(batch_size or config.eval.batch_size, opened.num_examples)
-    evaluation = evaluate(eval_step, params, batch_stats, opened, config, grid, batch_size)
-    about = {"dataset": opened.dataset, "split": split, "phase": meta.phase, "step": meta.step}
-    skips = config_lib.heeds_scale(config, meta.phase)
-    about["execution"] = choose(execution, batch_size) if skips else "dense"
-    grown_here = config.model.gated and meta.phase != "pretrain"
-    grown_here = grown_here and not (config.gates.init_from or config.joint.init_from)
-    plain = plain_top1(workdir) if split == "test" and grown_here else None
-    if plain is not None:
-        about["plain_top1_percent"] = plain
-    paths = write(evaluation, directory, about)
-    summary = summarize(evaluation)
+    eval_step = steps.make_eval_step(config, phase, execution)
+    evaluation = evaluate(eval_step, run.params, run.batch_stats, opened, config, grid, batch_size)
+
+    about = _about(run, workdir, opened, choose(execution, batch_size))
+    show = functools.partial(page.make, run, opened, evaluation) if report else None
+    paths = write(evaluation, directory, about, show)
+    summary, plain = summarize(evaluation), about.get("plain_top1_percent")
     images = f"{opened.num_examples} images of {opened.dataset} {split}"
-    title = f"{evaluation.arch.describe()}\n{images}, step {meta.step} ({meta.phase})"
-    print_table(summary, title)
+    print_table(summary, f"{evaluation.arch.describe()}\n{images}, step {run.meta.step} ({phase})")
     if plain is not None:
         print(f"The plain network that this run began from, after phase pretrain: {plain:.2f} %\n")
     print(*paths, sep="\n")
     return summary
+
+
+def _about(run: Run, workdir: epath.PathLike, split: Split, execution: Execution) -> dict[str, Any]:
+    """What eval.json records of where an evaluation comes from."""
+    config, meta = run.config, run.meta
+    skips = config_lib.heeds_scale(config, meta.phase)
+    about: dict[str, Any] = {"dataset": split.dataset, "split": split.name, "phase": meta.phase}
+    about |= {"step": meta.step, "execution": execution if skips else "dense"}
+    gated = config.model.gated and meta.phase != "pretrain"
+    grown_here = gated and not (config.gates.init_from or config.joint.init_from)
+    plain = plain_top1(workdir) if split.name == "test" and grown_here else None
+    return about if plain is None else about | {"plain_top1_percent": plain}
+
+
+def _grid(run: Run, scales: Sequence[float]) -> Sequence[float]:
+    """The scales to evaluate at; says so where there is only one that matters."""
+    if not config_lib.heeds_scale(run.config):
+        print("This network is plain: it has no gates, so S is ignored and it is evaluated once.")
+    elif run.meta.phase == "pretrain":
+        print("This run is in phase pretrain, its gates untrained: evaluated once, all blocks on.")
+        return (1.0,)
+    return scales
 
 
 def plain_top1(workdir: epath.PathLike) -> float | None:

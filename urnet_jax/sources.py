@@ -54,6 +54,7 @@ class Split:
       images: all of them, if they are held in memory.
       labels: theirs.
       source: else, random access to records with an encoded `image` and a `label`.
+      class_names: what the classes are called, in order; empty where they have numbers only.
     """
 
     dataset: str
@@ -64,6 +65,7 @@ class Split:
     images: UInt8[np.ndarray, "n h w c"] | None = None
     labels: Int32[np.ndarray, " n"] | None = None
     source: Any = None
+    class_names: tuple[str, ...] = ()
 
 
 def dataset(data: Any) -> Dataset:
@@ -123,11 +125,17 @@ def open_split(data: Any, split: str) -> Split:
         images, labels = _digits(split, data.image_size)
         return _in_memory(data.name, split, num_classes, images, labels)
     source = _open_tfds(data, split)
+    names = tuple(source.dataset_info.features["label"].names)
+    if names == tuple(map(str, range(len(names)))):  # which TFDS makes up where there are none
+        names = ()
     if data.name == "imagenet2012" or data.augment == "random_resized_crop":
         shape = (data.image_size, data.image_size, 3)
-        return Split(data.name, split, len(source), num_classes, shape, source=source)
+        return Split(
+            data.name, split, len(source), num_classes, shape, source=source, class_names=names
+        )
     images, labels = _decode_all(source, data.image_size, f"{data.name} {split}")
-    return _in_memory(data.name, split, num_classes, images, labels)
+    held = _in_memory(data.name, split, num_classes, images, labels)
+    return dataclasses.replace(held, class_names=names)
 
 
 def labels_of(records: Sequence[Any], title: str) -> Int32[np.ndarray, " n"]:

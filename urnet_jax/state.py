@@ -6,7 +6,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
+from flax import nnx, traverse_util
 from jax.sharding import Sharding
 from jaxtyping import Array, Float, Int
 
@@ -87,6 +87,12 @@ def apply(
     network = nnx.merge(graph, nnx.State(params), nnx.State(batch_stats))
     outputs = network(images, scale, **settings)
     return *outputs, nnx.to_pure_dict(nnx.state(network, nnx.BatchStat))
+
+
+def replaced(own: Tree, found: Tree) -> Tree:
+    """`own` with the leaves that `found` has too."""
+    leaves, others = map(traverse_util.flatten_dict, (own, found))
+    return traverse_util.unflatten_dict({path: others.get(path, leaves[path]) for path in leaves})
 
 
 def begin_phase(

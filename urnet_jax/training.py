@@ -7,7 +7,6 @@ import jax
 import numpy as np
 from clu import parameter_overview
 from etils import epath
-from flax import traverse_util
 from grain.python import DatasetIterator
 from jax.sharding import Mesh
 from tqdm import tqdm
@@ -185,16 +184,10 @@ def start_phase(
     if config[phase].init_from:
         _, *found = checkpoint.load_for_evaluation(config[phase].init_from)
         # Gates that the other run lacks keep the weights that they have here.
-        params, batch_stats = map(_replaced, (params, batch_stats), found)
+        params, batch_stats = map(state_lib.replaced, (params, batch_stats), found)
     step = 0 if before is None else before.step
     begun = state_lib.begin_phase(params, batch_stats, config, phase, steps_per_epoch, step)
     return sharding.replicate(begun, mesh)
-
-
-def _replaced(own: state_lib.Tree, found: state_lib.Tree) -> state_lib.Tree:
-    """`own` with the leaves that `found` has too."""
-    leaves, others = map(traverse_util.flatten_dict, (own, found))
-    return traverse_util.unflatten_dict({path: others.get(path, leaves[path]) for path in leaves})
 
 
 def run_phase(run: Run, phase: str, state: TrainState) -> TrainState:
