@@ -22,7 +22,7 @@ DATA: dict[str, dict[str, Any]] = {
 
 SHORT = {
     "joint.schedule": "cosine",
-    "joint.learning_rate": 0.02,
+    "joint.learning_rate": 0.05,
     "joint.final_learning_rate": 0.0,
     "joint.warmup_epochs": 0.25,
     "joint.clip_norm": 1.0,
@@ -34,7 +34,7 @@ SHORT = {
     "gates.gate_optimizer": "adam",
     "gates.gate_learning_rate_factor": 0.03,
     "joint.gate_optimizer": "adam",
-    "joint.gate_learning_rate_factor": 0.1,
+    "joint.gate_learning_rate_factor": 0.04,
 }
 """Rates of a schedule of few epochs, the same for all rows; the paper's (1e-3 to 1e-5) are meant
 for 500 epochs and would not move a gate in three."""

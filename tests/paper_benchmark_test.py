@@ -1,0 +1,143 @@
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import paper_report, paper_rows
+from urnet_jax import checkpoint
+from urnet_jax import config as config_lib
+from urnet_jax.errors import UserError
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def run(folder: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks/paper.py"), "--data=digits", "--base=resnet8",
+         "--base_epochs=3", "--epochs_scale=0.004", *arguments],
+        cwd=folder, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True,
+        timeout=500,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_rows_are_trained_recorded_and_gone_on_with(tmp_path: pathlib.Path):
+    first = run(tmp_path, "--rows=urnet")
+    assert first.returncode == 0, first.stderr
+    both = run(tmp_path, "--rows=urnet,random_drop_test")
+    assert both.returncode == 0, both.stderr
+    assert "urnet: measured already" in both.stdout and "base: measured already" in both.stdout
+    (path,) = (tmp_path / "results/paper").glob("*.json")
+    record = json.loads(path.read_text())
+    assert {row["group"] for row in record["rows"]} == {"base", "urnet", "random_drop_test"}
+    assert [row["scale"] for row in record["rows"] if row["group"] == "urnet"] == [
+        *paper_rows.SCALES
+    ]
+    dropped = [row for row in record["rows"] if row["group"] == "random_drop_test"]
+    for row in dropped:  # With hard work or none, the share that was asked for is used.
+        assert row["usage_mean"] == pytest.approx(row["scale"], abs=0.03)
+    # All blocks on, it is the plain network with as many epochs more.
+    assert dropped[-1]["top1_percent"] > dropped[0]["top1_percent"]
+    names = {file.name for file in path.parent.iterdir()}
+    assert {"table.md", "table.csv", "table1.png", "figure4.png"} <= names
+    for name in ("base", "urnet", "random_drop_test"):
+        workdir = tmp_path / "runs/paper" / name
+        assert len(checkpoint.steps(workdir)) == 1
+    folder = tmp_path / "runs/paper/urnet" / checkpoint.FOLDER
+    assert sum(file.stat().st_size for file in folder.rglob("*")) < 16e6
+
+
+@pytest.mark.slow
+def test_when_the_time_is_over_it_saves_and_later_goes_on(tmp_path: pathlib.Path):
+    steps = [0]
+    for _ in range(2):
+        stopped = run(tmp_path, "--base_epochs=5000", "--time_limit_s=25")
+        assert stopped.returncode == 75, stopped.stderr
+        assert "--time_limit_s is over" in stopped.stderr
+        steps += checkpoint.steps(tmp_path / "runs/paper/base")
+    assert steps == sorted(set(steps)) and len(steps) == 3
+    assert not list((tmp_path / "results/paper").glob("*.json"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--rows=urnett"], "--rows holds 'urnett'; expected sets"),
+        (["--base=vgg"], "--base is 'vgg'; expected resnet20"),
+        (["--data=cifar10"], "--data_dir is missing"),
+    ],
+)
+def test_wrong_input_is_one_sentence(tmp_path: pathlib.Path, arguments: list[str], sentence: str):
+    found = run(tmp_path, *arguments)
+    assert found.returncode == 2 and sentence in found.stderr, found.stderr
+    assert "Traceback" not in found.stderr
+
+
+@pytest.mark.parametrize("name", paper_rows.chosen(",".join(paper_rows.SETS)))
+def test_every_row_is_a_config(name: str):
+    row = paper_rows.chosen(name)[name]
+    config = config_lib.load(f"table1:{row.table1}")
+    config.update_from_flattened_dict(dict(row.fields) | paper_rows.SHORT)
+    config_lib.validate(config)
+
+
+def test_choices_change_one_thing_of_urnet():
+    urnet = config_lib.flatten(config_lib.load("table1:urnet"))
+    for name, row in paper_rows.SETS["choices"].items():
+        assert row.table1 == "urnet" and row.fields, name
+        assert any(urnet[field] != value for field, value in row.fields.items()), name
+
+
+def rows_of(network: str, top1: dict[float, float], usage: dict[float, float]) -> list[Any]:
+    return [
+        {
+            "group": network, "scale": scale, "top1_percent": top1[scale], "blocks_mean": 9 * share,
+            "blocks_std": 0.5, "usage_mean": share, "flops_share": share,
+        }
+        for scale, share in usage.items()
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def record() -> dict[str, Any]:
+    usage = {0.2: 0.3, 0.4: 0.4, 0.6: 0.55, 0.8: 0.8, 1.0: 1.0}
+    networks = ["urnet", "beta_1", "beta_4", "beta_8"]
+    rows = rows_of("base", {1.0: 90.0}, {1.0: 1.0})
+    for network in networks:
+        rows += rows_of(network, {s: 80 + 10 * s for s in usage}, usage)
+    rows += rows_of("fixed_0.4", {0.4: 88.0}, {0.4: 0.42})
+    return {"rows": rows}
+
+
+def test_the_table_beside_the_paper(record: dict[str, Any]):
+    found = paper_report.table(record)
+    urnet = found[found["network"] == "urnet"].set_index("scale")
+    # |0.3 - 0.2|, |0.55 - 0.6| of five S: 15 points / 5.
+    assert urnet["usage_error"].to_numpy() == pytest.approx([3.0] * 5)
+    assert urnet["to_plain"].to_numpy() == pytest.approx([-8, -6, -4, -2, 0])
+    assert urnet.loc[0.2, "paper_to_plain"] == -1.0
+    assert np.isnan(urnet.loc[0.4, "paper_to_plain"])  # Not known here.
+    text = paper_report.to_markdown(found)
+    assert "| urnet | 82.00 (30) | 84.00 (40) | 86.00 (55) | 88.00 (80) | 90.00 (100) | 3.0 |" in (
+        text
+    )
+    assert "| ... to plain, the paper (ResNet-110) | -1.0 |  | +0.5 | +0.5 | +0.4 | 4.2 |" in text
+    assert "| base |  |  |  |  | 90.00 (100) |  |" in text
+
+
+def test_figures_wait_for_their_networks(record: dict[str, Any], tmp_path: pathlib.Path):
+    names = {path.name for path in paper_report.write(record, tmp_path, "no_runs")}
+    assert {"table1.png", "figure5.png", "figure8.png"} <= names
+    record["rows"] = [row for row in record["rows"] if row["group"] in ("base", "beta_1")]
+    names = {path.name for path in paper_report.write(record, tmp_path, "no_runs")}
+    assert not {"table1.png", "figure5.png", "figure8.png"} & names
+
+
+def test_an_unknown_row():
+    with pytest.raises(UserError, match="--rows holds 'x'"):
+        paper_rows.chosen("table1,x")
