@@ -14,20 +14,23 @@ rows one after another, evaluates each over S and writes a JSON file, a table an
 --base_epochs   of the plain network (default: 164, He et al.'s, times --epochs_scale)
 --epochs_scale  1 (default): the paper's 100 epochs of gates and 400 of all; less: shorter, with
                 the rates of `paper_rows.SHORT`
---workdir       the folder of the runs (default: runs/paper)
+--workdir       the folder of the runs (default: runs/paper); a run that was made with other
+                settings is refused
 --time_limit_s  after which the network in training saves; the same command goes on, also elsewhere
                 with --workdir and --output carried there
---output        the folder of what is written (default: results/paper)
+--output        the folder of what is written (default: results/paper), in a folder of its own for
+                each base and dataset
 --fresh         evaluate again what is recorded
 """
 
 import functools
 import json
 import pathlib
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 # Run as a script, the repository's root is not where Python looks; it need not be installed.
@@ -36,10 +39,17 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from absl import flags
 
 from benchmarks import paper_report, paper_rows, results, timing
-from urnet_jax import interruption
+from urnet_jax import config as config_lib
 from urnet_jax.errors import Stopped, UserError, told_to_the_user
+from urnet_jax.interruption import EXIT_CODES
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+SETTINGS = "paper.json"
+"""In a run's workdir: what it was made with."""
+
+PATHS = ("data.dir", "init.from", "pretrain.init_from", "gates.init_from", "joint.init_from")
+"""Fields that say where something lies, and nothing of what it is."""
+
 STEADY = {
     "eval.every_epochs": 0.0,
     "eval.scales": paper_rows.SCALES,
@@ -58,21 +68,21 @@ def main(argv: Sequence[str]) -> None:
         rows, deadline = paper_rows.chosen(values.rows), time.monotonic() + values.time_limit_s
         if not values.data_dir and values.data != "digits":
             raise UserError("--data_dir is missing; name a prepared TFDS data_dir.")
-        networks = {
-            paper_rows.BASE: _base(values),
-            **{n: _row(values, row) for n, row in rows.items()},
-        }
-        # As they are read from the record, where tuples are lists.
-        groups: list[results.Group] = [
-            (
-                name,
-                {name: json.loads(json.dumps(value)) for name, value in settings.items()},
-                functools.partial(_measure, values, name, config, settings, deadline),
-            )
-            for name, (config, settings) in networks.items()
-        ]
-        path, record = results.measure(groups, values, timed=False)
-        for written in paper_report.write(record, pathlib.Path(path).parent, values.workdir):
+        networks = {paper_rows.BASE: _base(values)}
+        networks |= {name: _row(values, row) for name, row in rows.items()}
+        base = _settings(*networks[paper_rows.BASE])
+        groups: list[results.Group] = []
+        for name, (config, fields) in networks.items():
+            settings = _settings(config, fields)
+            if name != paper_rows.BASE:
+                settings["base"] = base
+            _check_workdir(f"{values.workdir}/{name}", settings)
+            measure = functools.partial(_measure, values, name, config, fields, settings, deadline)
+            groups.append((name, settings, measure))
+        values.output = f"{values.output}/{values.base}_{values.data}"
+        path, record = results.measure(groups, values, timed=False, device=_device())
+        record |= {"base": values.base, "dataset": values.data}
+        for written in paper_report.write(record, pathlib.Path(path), values.workdir):
             print(written)
 
 
@@ -85,8 +95,8 @@ def _flags() -> flags.FlagValues:
     define("init", "")
     define("workdir", "runs/paper")
     flags.DEFINE_enum("data", "cifar10", list(paper_rows.DATA), "", flag_values=values)
-    flags.DEFINE_float("base_epochs", None, "", lower_bound=0.0, flag_values=values)
-    flags.DEFINE_float("epochs_scale", 1.0, "", lower_bound=0.0, flag_values=values)
+    flags.DEFINE_float("base_epochs", None, "", lower_bound=1e-3, flag_values=values)
+    flags.DEFINE_float("epochs_scale", 1.0, "", lower_bound=1e-6, flag_values=values)
     results.define_flags(values, "results/paper")
     return values
 
@@ -95,7 +105,8 @@ def _common(values: flags.FlagValues) -> dict[str, Any]:
     depth = values.base.removeprefix("resnet")
     if not depth.isdecimal():
         raise UserError(f"--base is {values.base!r}; expected resnet20, resnet110 and so on.")
-    return STEADY | paper_rows.DATA[values.data] | {"model.depth": int(depth)}
+    fields = STEADY | paper_rows.DATA[values.data] | {"model.depth": int(depth)}
+    return fields | {"data.dir": values.data_dir}
 
 
 def _base(values: flags.FlagValues) -> tuple[str, dict[str, Any]]:
@@ -122,45 +133,106 @@ def _row(values: flags.FlagValues, row: paper_rows.Row) -> tuple[str, dict[str, 
     return f"table1:{row.table1}", fields | dict(row.fields)
 
 
+def _settings(config: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """All that a network hangs on, as JSON gives it back; not where files lie.
+
+    Raises:
+      UserError: there is no such network.
+    """
+    whole = config_lib.load(config)
+    whole.update_from_flattened_dict(fields)
+    config_lib.validate(whole)
+    kept = {n: v for n, v in config_lib.flatten(whole).items() if n not in PATHS}
+    kept["init"] = pathlib.Path(fields.get("init.from", "")).name
+    return json.loads(json.dumps(kept))
+
+
+def _check_workdir(workdir: str, settings: dict[str, Any]) -> None:
+    """Refuses a run that was made with other settings, which it would go on with.
+
+    Raises:
+      UserError: there is one.
+    """
+    path = pathlib.Path(workdir) / SETTINGS
+    if not path.exists():
+        if any(path.parent.glob("*")):
+            raise UserError(
+                f"{workdir} holds something else than a run of this benchmark: move it."
+            )
+        return
+    held = json.loads(path.read_text())
+    for name in settings.keys() | held.keys():
+        if held.get(name) != settings.get(name):
+            now, then = (f"{values.get(name)!r:.200}" for values in (settings, held))
+            raise UserError(
+                f"{workdir} holds a run with {name} {then}, and {now} is asked for: move that "
+                "folder, or name another --workdir."
+            )
+
+
 def _measure(
-    values: flags.FlagValues, name: str, config: str, fields: Mapping[str, Any], deadline: float
-) -> tuple[list[results.Row], dict[str, str]]:
+    values: flags.FlagValues, name: str, config: str, fields: dict[str, Any],
+    settings: dict[str, Any], deadline: float,
+) -> tuple[list[results.Row], dict[str, str]]:  # fmt: skip
     """Trains a network to its end, or goes on with it, and evaluates it.
 
     Raises:
-      Stopped: the time was over; it has saved.
+      Stopped: the time was over, or a SIGTERM came; it has saved.
       UserError: training or evaluation ended otherwise, and has said why.
     """
-    workdir = f"{values.workdir}/{name}"
+    workdir = pathlib.Path(values.workdir) / name
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n")
     print(f"{name}: {config}", flush=True)
-    text = {name: str(value).strip("()").replace(" ", "") for name, value in fields.items()}
-    overrides = [f"--config.{name}={value.rstrip(',')}" for name, value in text.items()]
-    where = [f"--workdir={workdir}"]
-    _run("train.py", *where, f"--config={config}", f"--config.data.dir={values.data_dir}",
-         *overrides, deadline=deadline)  # fmt: skip
-    _run("evaluate.py", *where, f"--data_dir={values.data_dir}", deadline=deadline)
-    found = json.loads((pathlib.Path(workdir) / "eval.json").read_text())
-    return found["rows"], {"architecture": found["architecture"]}
+    overrides = [f"--config.{field}={_text(value)}" for field, value in fields.items()]
+    _run("train.py", f"--workdir={workdir}", f"--config={config}", *overrides, deadline=deadline)
+    _run("evaluate.py", f"--workdir={workdir}", f"--data_dir={values.data_dir}", deadline=deadline)
+    found = json.loads((workdir / "eval.json").read_text())
+    return [{**row, "step": found["step"]} for row in found["rows"]], {
+        "architecture": found["architecture"]
+    }
+
+
+def _text(value: Any) -> str:
+    """A field as the command line takes it."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _run(script: str, *arguments: str, deadline: float) -> None:
-    command = [sys.executable, str(ROOT / script), *arguments]
-    with subprocess.Popen(command) as process:
-        try:
-            left_s = deadline - time.monotonic()
-            code = process.wait(left_s if left_s < float("inf") else None)
-        except subprocess.TimeoutExpired:
-            process.terminate()
-            process.wait()
-            raise Stopped(
-                "--time_limit_s is over: what is in training has saved, and the same command goes "
-                "on.", interruption.EXIT_CODES["SIGTERM"],
-            ) from None  # fmt: skip
-        except KeyboardInterrupt:
-            process.wait()  # It has had the Ctrl-C too, and saves.
-            raise
+    """Runs one of the commands to its end, or has it save when the time is over."""
+    process = subprocess.Popen([sys.executable, str(ROOT / script), *arguments])
+    # Whoever stops the benchmark stops the training, which saves.
+    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    try:
+        left_s = deadline - time.monotonic()
+        code = process.wait(max(left_s, 0.0) if left_s < float("inf") else None)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        process.wait()
+        code = EXIT_CODES["SIGTERM"]
+    except KeyboardInterrupt:
+        process.wait()  # It has had the Ctrl-C too, and saves.
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if code in (EXIT_CODES["SIGTERM"], -signal.SIGTERM):
+        raise Stopped(
+            "Stopped, by --time_limit_s or a signal: what was in training has saved, and the same "
+            "command goes on.", EXIT_CODES["SIGTERM"],
+        )  # fmt: skip
     if code:
-        raise UserError(f"{script} ended with {code}; see above, and give the command again.")
+        raise UserError(f"{script} ended with {code}, for the reason that it says above.")
+
+
+def _device() -> dict[str, Any]:
+    """`results.describe_device` of another process: this one must leave the accelerator alone."""
+    code = (
+        "import json; from benchmarks import results; print(json.dumps(results.describe_device()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout)
 
 
 if __name__ == "__main__":

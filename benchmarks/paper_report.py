@@ -8,16 +8,16 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.paper_rows import BASE, SETS, chosen
+from benchmarks.paper_rows import BASE, PLAIN, SETS, chosen
 from benchmarks.results import Row
 from urnet_jax.figures import to_png
 
-PAPER_TO_PLAIN = {"urnet": {0.2: -1.0, 0.6: 0.5, 0.8: 0.5, 1.0: 0.4}}
-"""Points of top-1 over the plain network, by row and S, of the paper's ResNet-110 on CIFAR-10. Its
+PAPER_TO_PLAIN = {"cifar10": {"urnet": {0.2: -1.0, 0.6: 0.5, 0.8: 0.5, 1.0: 0.4}}}
+"""Points of top-1 over the plain network, by dataset, row and S, of the paper's ResNet-110. Its
 other figures were not at hand."""
 
-PAPER_USAGE_ERROR = {"urnet": 4.2}
-"""The paper's mean distance of usage from S there, in points; 11.3 on CIFAR-100."""
+PAPER_USAGE_ERROR = {"cifar10": {"urnet": 4.2}, "cifar100": {"urnet": 11.3}}
+"""The paper's mean distance of usage from S there, in points."""
 
 
 COLUMNS = [
@@ -29,14 +29,18 @@ COLUMNS = [
 def table(record: Row) -> pd.DataFrame:
     """A row for every network and S, the plain one first.
 
-    Columns: `network`, `scale`, `top1_percent`, `to_plain` (points over the plain network),
-    `paper_to_plain`, `blocks_mean`, `blocks_std`, `usage_percent`, `flops_percent` (of the full
-    network), `usage_error` (points between the shares that were asked for and used, the mean over
-    the network's S) and `paper_usage_error`.
+    Columns: `network`, `scale`, `top1_percent`, `to_plain` (points over the plain network that was
+    trained as long: row random_drop_test at S = 1), `paper_to_plain`, `blocks_mean`, `blocks_std`,
+    `usage_percent`, `flops_percent` (of the full network), `usage_error` (points between the shares
+    that were asked for and used, the mean over the network's S) and `paper_usage_error`.
     """
     order = [BASE, *chosen(",".join(SETS))]
-    rows: list[Row] = sorted(record["rows"], key=lambda row: order.index(row["group"]))
-    plain = [row["top1_percent"] for row in rows if row["group"] == BASE]
+    # A row that is no longer known comes last.
+    rank = {name: place for place, name in enumerate(order)}
+    rows: list[Row] = sorted(record["rows"], key=lambda row: rank.get(row["group"], len(order)))
+    plain = [row["top1_percent"] for row in rows if row["group"] == PLAIN and row["scale"] == 1]
+    dataset = record["dataset"]
+    paper, paper_error = PAPER_TO_PLAIN.get(dataset, {}), PAPER_USAGE_ERROR.get(dataset, {})
     errors: dict[str, list[float]] = {}
     for row in rows:
         error = 100 * abs(row["usage_mean"] - row["scale"])
@@ -46,11 +50,11 @@ def table(record: Row) -> pd.DataFrame:
             **row,
             "network": row["group"],
             "to_plain": row["top1_percent"] - plain[0] if plain else np.nan,
-            "paper_to_plain": PAPER_TO_PLAIN.get(row["group"], {}).get(row["scale"], np.nan),
+            "paper_to_plain": paper.get(row["group"], {}).get(row["scale"], np.nan),
             "usage_percent": 100 * row["usage_mean"],
             "flops_percent": 100 * row["flops_share"],
             "usage_error": np.mean(errors[row["group"]]),
-            "paper_usage_error": PAPER_USAGE_ERROR.get(row["group"], np.nan),
+            "paper_usage_error": paper_error.get(row["group"], np.nan),
         }
         for row in rows
     ]
@@ -61,7 +65,8 @@ def to_markdown(found: pd.DataFrame) -> str:
     """The table with a line for every network and, in every cell, top-1 and blocks used at an S."""
     scales = sorted(found["scale"].unique())
     lines = [
-        "Top-1, % (blocks used, %); beside the paper: points of top-1 over the plain network.",
+        "Top-1, % (blocks used, %). To plain: points over the plain network that was trained as "
+        f"long, {PLAIN} at S = 1.",
         "",
         "| network | " + " | ".join(f"S = {s:g}" for s in scales) + " | usage error, points |",
         "|" + "---|" * (len(scales) + 2),
@@ -74,12 +79,17 @@ def to_markdown(found: pd.DataFrame) -> str:
         }
         error = "" if name == BASE else f"{rows.usage_error.iloc[0]:.1f}"
         lines.append(_line(name, cells, scales, error))
-        if name in PAPER_TO_PLAIN:
+        paper = {
+            row.scale: f"{row.paper_to_plain:+.1f}"
+            for row in rows.itertuples()
+            if not np.isnan(row.paper_to_plain)
+        }
+        if paper:
             ours = {row.scale: f"{row.to_plain:+.2f}" for row in rows.itertuples()}
-            paper = {s: f"{points:+.1f}" for s, points in PAPER_TO_PLAIN[name].items()}
+            ours = {scale: text for scale, text in ours.items() if "nan" not in text}
             lines.append(_line("... to plain, here", ours, scales, ""))
-            error = f"{PAPER_USAGE_ERROR[name]}"
-            lines.append(_line("... to plain, the paper (ResNet-110)", paper, scales, error))
+            error = f"{rows.paper_usage_error.iloc[0]:g}"
+            lines.append(_line("... to plain, the paper's ResNet-110", paper, scales, error))
     return "\n".join(lines) + "\n"
 
 
@@ -92,18 +102,22 @@ def _line(name: str, cells: dict[float, str], scales: list[float], last: str) ->
     return f"| {name} | " + " | ".join(cells.get(s, "") for s in scales) + f" | {last} |"
 
 
-def write(record: Row, folder: pathlib.Path, workdir: str) -> list[pathlib.Path]:
+def write(record: Row, path: pathlib.Path, workdir: str) -> list[pathlib.Path]:
     """Writes table.csv, table.md and the figures whose networks are there; their paths.
 
     Args:
-      record: of `results.measure`.
-      folder: of the files.
+      record: of `results.measure`, with the `dataset`.
+      path: of the record's file; the others come into a folder of its name.
       workdir: of the runs, for what single samples did.
     """
-    found = table(record)
+    found, folder = table(record), path.with_suffix("")
+    folder.mkdir(exist_ok=True)
+    device = ", ".join(str(record["device"][key]) for key in ("processor", "kind", "threads"))
+    about = f"{record['base']} on {record['dataset']}, one seed; {device} threads.\n\n"
+    text = about + to_markdown(found)
     (folder / "table.csv").write_text(found.to_csv(index=False, float_format="%.6g"))
-    (folder / "table.md").write_text(to_markdown(found))
-    print(to_markdown(found))
+    (folder / "table.md").write_text(text)
+    print(text)
     written = [folder / "table.csv", folder / "table.md"]
     figures = {
         "table1.png": plot_networks(found, list(SETS["table1"])),
@@ -115,10 +129,11 @@ def write(record: Row, folder: pathlib.Path, workdir: str) -> list[pathlib.Path]
         if figure is not None:
             (folder / name).write_bytes(to_png(figure))
             written.append(folder / name)
-    usage = pathlib.Path(workdir) / "urnet" / "block_usage.png"
-    if usage.exists():
-        (folder / "figure4.png").write_bytes(usage.read_bytes())
-        written.append(folder / "figure4.png")
+    for network in ("urnet", "ours"):
+        usage = pathlib.Path(workdir) / network / "block_usage.png"
+        if network in set(found["network"]) and usage.exists():
+            (folder / f"figure4_{network}.png").write_bytes(usage.read_bytes())
+            written.append(folder / f"figure4_{network}.png")
     return written
 
 
@@ -168,10 +183,10 @@ def _two() -> tuple[Figure, tuple[Axes, Axes]]:
 
 
 def _finish(left: Axes, right: Axes, found: pd.DataFrame) -> None:
-    plain = _of(found, BASE)
-    if len(plain):
+    plain = _of(found, PLAIN)
+    if len(plain):  # Its last row is that of S = 1.
         left.axhline(
-            plain.top1_percent.iloc[0], color="0.5", linewidth=1, linestyle="--", label="plain"
+            plain.top1_percent.iloc[-1], color="0.5", linewidth=1, linestyle="--", label="plain"
         )
     left.set_xlabel("blocks used, %")
     left.set_ylabel("top-1, %")

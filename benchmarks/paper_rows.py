@@ -10,6 +10,9 @@ from urnet_jax.errors import UserError
 BASE = "base"
 """The plain network that every row begins with."""
 
+PLAIN = "random_drop_test"
+"""The row that, at S = 1, is the plain network trained as long as the others."""
+
 SCALES = (0.2, 0.4, 0.6, 0.8, 1.0)
 
 DATA: dict[str, dict[str, Any]] = {
@@ -104,7 +107,7 @@ def chosen(names: str) -> dict[str, Row]:
     """
     every = {name: row for rows in SETS.values() for name, row in rows.items()}
     found: dict[str, Row] = {}
-    for name in names.split(","):
+    for name in map(str.strip, names.split(",")):
         if name not in SETS and name not in every:
             raise UserError(
                 f"--rows holds {name!r}; expected sets ({', '.join(SETS)}) or rows "

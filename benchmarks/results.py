@@ -45,7 +45,11 @@ def define_flags(values: flags.FlagValues, output: str) -> None:
 
 
 def measure(
-    groups: Iterable[Group], values: flags.FlagValues, *, timed: bool = True
+    groups: Iterable[Group],
+    values: flags.FlagValues,
+    *,
+    timed: bool = True,
+    device: dict[str, Any] | None = None,
 ) -> tuple[epath.Path, Row]:
     """Measures the groups that have not been measured with their settings.
 
@@ -56,6 +60,7 @@ def measure(
       values: flags `output`, the folder; `fresh`, to measure again what is there; `time_limit_s`,
         after which no further group is started.
       timed: whether it matters that other processes are at work.
+      device: of `describe_device`, by default asked for here.
 
     Returns:
       The file, named after the device, and what it holds: `device`, `runs` (commands, dates,
@@ -63,7 +68,7 @@ def measure(
       comes from.
     """
     make_folder(values.output, "--output")
-    device, start = describe_device(), time.monotonic()
+    device, start = device or describe_device(), time.monotonic()
     path = epath.Path(values.output) / f"{device_slug(device)}.json"
     record: Row = {"device": device, "runs": [], "groups": [], "rows": []}
     if path.exists():

@@ -38,7 +38,7 @@ def get_config() -> ml_collections.ConfigDict:
     model.width = 16  # channels of the stem
     model.shortcut = "A"  # A (stride, zero-pad), pool (average-pool, zero-pad), B (projection)
     model.dtype = "float32"  # of the computation, or bfloat16; parameters stay float32
-    model.gated = True  # False: the plain network, S ignored
+    model.gated = True  # False: the plain network
     model.gate_network = "block"  # block: a gate on every block; external: a ResNet-8 for all
     model.gate_reduction = 2  # r: the gate's hidden layer has C / r units
     model.gate_bias = 0.5  # initial bias of the gate's logit; positive: gates begin open

@@ -40,7 +40,7 @@ def get_config() -> ml_collections.ConfigDict:
     model.width = 64  # channels of the stem
     model.shortcut = "B"  # A (stride, zero-pad), pool (average-pool, zero-pad), B (projection)
     model.dtype = "float32"  # bfloat16 is faster on TPUs and recent GPUs; parameters stay float32
-    model.gated = True  # False: the plain network, S ignored
+    model.gated = True  # False: the plain network
     model.gate_network = "block"  # block: a gate on every block; external: a ResNet-8 for all
     model.gate_reduction = 16  # r: the gate's hidden layer has C / r units
     model.gate_bias = 0.5  # initial bias of the gate's logit; positive: gates begin open

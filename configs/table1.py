@@ -1,4 +1,4 @@
-r"""The rows of the URNet paper's table 1: ResNet-110 on CIFAR-10 or CIFAR-100, gated in seven ways.
+r"""The rows of the URNet paper's table 1: ResNet-110 on CIFAR, brought down to S in seven ways.
 
     python train.py --config=configs/table1.py:urnet --workdir=runs/urnet --config.data.dir=DIR
 
@@ -13,6 +13,7 @@ Expected: not known here; results/paper has the rows of a ResNet-20, shortened.
 import ml_collections
 
 from urnet_jax import config as config_lib
+from urnet_jax.errors import UserError
 
 ROWS = {
     # The plain network; blocks are dropped at random when it is tested.
@@ -45,7 +46,7 @@ ROWS = {
 
 def get_config(row: str = "urnet") -> ml_collections.ConfigDict:
     if row not in ROWS:
-        raise ValueError(f"row is {row!r}; expected one of {', '.join(ROWS)}")
+        raise UserError(f"table1 has no row {row!r}; its rows are {', '.join(ROWS)}.")
     config = config_lib.load("cifar10_resnet110")
     config.update_from_flattened_dict(ROWS[row])
     if not config.model.gated:  # As long as the rows that have a phase of gates.

@@ -14,6 +14,7 @@ Not run here. Hardware: meant for a TPU slice or GPUs. Time and expected results
 import ml_collections
 
 from urnet_jax import config as config_lib
+from urnet_jax.errors import UserError
 
 PLAIN = {
     f"resnet{depth}": {"model.gated": False, "model.depth": depth} for depth in (101, 84, 75, 72)
@@ -29,7 +30,7 @@ ROWS = PLAIN | {"urnet_ranged": {}} | FIXED
 
 def get_config(row: str = "urnet_ranged") -> ml_collections.ConfigDict:
     if row not in ROWS:
-        raise ValueError(f"row is {row!r}; expected one of {', '.join(ROWS)}")
+        raise UserError(f"table2 has no row {row!r}; its rows are {', '.join(ROWS)}.")
     config = config_lib.load("imagenet_resnet101")
     config.update_from_flattened_dict(ROWS[row])
     return config

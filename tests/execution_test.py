@@ -448,3 +448,29 @@ def test_evaluation_is_the_same_with_any_execution(finished, tmp_path):
     pd.testing.assert_frame_equal(table, expected, rtol=1e-5)
     for one, other in zip(sparse, dense, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@each_execution
+@pytest.mark.parametrize("name", ["A", "external"])
+def test_random_drop_and_block_attention(how: Execution, name: str):
+    """Gates that are sigmoids and weigh what random drop leaves, and blocks that it drops alone."""
+    batch, rng = 8, np.random.default_rng(0)
+    graph, params, stats = network(name)
+    images, scale = images_of(name, batch, rng), jnp.full(batch, 0.6)
+    kept = jnp.asarray(gates_of([5] * ARCHS[name].num_blocks, batch, rng))
+
+    def run_as(execution: Execution, gates: Any) -> Any:
+        use_sigmoid = jnp.ones(kept.shape, bool)
+        return state.apply(
+            graph, params, stats, jnp.asarray(images), scale,
+            kept=kept, use_sigmoid=use_sigmoid, gates=gates, execution=execution,
+        )[:2]  # fmt: skip
+
+    jitted = jax.jit(run_as, static_argnums=0, compiler_options=QUICK)
+    for gates in (None, jnp.ones(kept.shape)):
+        (expected, weights), (logits, used) = jitted("dense", gates), jitted(how, gates)
+        assert_same(np.asarray(logits), np.asarray(expected))
+        np.testing.assert_allclose(used, weights, rtol=1e-5)
+        np.testing.assert_array_equal(np.asarray(used) > 0, np.asarray(kept) > 0)
+        fractional = (np.asarray(used) > 0) & (np.asarray(used) < 1)
+        assert fractional.any() == (gates is None)

@@ -257,3 +257,17 @@ def test_the_network_itself_multiplies_as_often_as_counted(arch):
     )
     traced = jax.make_jaxpr(run)(state, images, jax.ShapeDtypeStruct((1,), jnp.float32))
     assert traced_macs(traced.jaxpr) == flops.network_macs(arch)
+
+
+def test_external_gates_by_hand():
+    """A ResNet-8 to 32 hidden units, S to them, and from those to a logit for each of 9 blocks."""
+    arch = Architecture("cifar", 20, 10, image_size=32, gate_network="external")
+    cost, plain = flops.count_macs(arch), flops.count_macs(cifar(20, gated=False))
+    beside = flops.network_macs(cifar(8, gated=False)) - 64 * 10 + 64 * 32
+    assert cost.external_macs == beside + 32 + 32 * 9
+    assert cost.always_macs == plain.always_macs + cost.external_macs
+    assert not cost.gate_macs.any()
+    np.testing.assert_array_equal(cost.block_macs, plain.block_macs)
+    assert flops.gate_overhead(arch) == cost.external_macs / flops.network_macs(
+        cifar(20, gated=False)
+    )

@@ -32,7 +32,7 @@ def test_rows_are_trained_recorded_and_gone_on_with(tmp_path: pathlib.Path):
     both = run(tmp_path, "--rows=urnet,random_drop_test")
     assert both.returncode == 0, both.stderr
     assert "urnet: measured already" in both.stdout and "base: measured already" in both.stdout
-    (path,) = (tmp_path / "results/paper").glob("*.json")
+    (path,) = (tmp_path / "results/paper").glob("*/*.json")
     record = json.loads(path.read_text())
     assert {row["group"] for row in record["rows"]} == {"base", "urnet", "random_drop_test"}
     assert [row["scale"] for row in record["rows"] if row["group"] == "urnet"] == [
@@ -43,11 +43,16 @@ def test_rows_are_trained_recorded_and_gone_on_with(tmp_path: pathlib.Path):
         assert row["usage_mean"] == pytest.approx(row["scale"], abs=0.03)
     # All blocks on, it is the plain network with as many epochs more.
     assert dropped[-1]["top1_percent"] > dropped[0]["top1_percent"]
-    names = {file.name for file in path.parent.iterdir()}
-    assert {"table.md", "table.csv", "table1.png", "figure4.png"} <= names
+    assert path.parent.name == "resnet8_digits"
+    names = {file.name for file in path.with_suffix("").iterdir()}
+    assert names == {"table.md", "table.csv", "table1.png", "choices.png", "figure4_urnet.png"}
+    assert {row["step"] for row in record["rows"] if row["group"] == "base"} == {67}
     for name in ("base", "urnet", "random_drop_test"):
         workdir = tmp_path / "runs/paper" / name
         assert len(checkpoint.steps(workdir)) == 1
+    other = run(tmp_path, "--rows=urnet", "--base_epochs=2")
+    assert other.returncode == 2
+    assert "runs/paper/base holds a run with pretrain.epochs 3.0, and 2.0" in other.stderr
     folder = tmp_path / "runs/paper/urnet" / checkpoint.FOLDER
     assert sum(file.stat().st_size for file in folder.rglob("*")) < 16e6
 
@@ -58,10 +63,10 @@ def test_when_the_time_is_over_it_saves_and_later_goes_on(tmp_path: pathlib.Path
     for _ in range(2):
         stopped = run(tmp_path, "--base_epochs=5000", "--time_limit_s=25")
         assert stopped.returncode == 75, stopped.stderr
-        assert "--time_limit_s is over" in stopped.stderr
+        assert "Stopped, by --time_limit_s or a signal" in stopped.stderr
         steps += checkpoint.steps(tmp_path / "runs/paper/base")
     assert steps == sorted(set(steps)) and len(steps) == 3
-    assert not list((tmp_path / "results/paper").glob("*.json"))
+    assert not list((tmp_path / "results/paper").rglob("*.json"))
 
 
 @pytest.mark.parametrize(
@@ -88,9 +93,15 @@ def test_every_row_is_a_config(name: str):
 
 def test_choices_change_one_thing_of_urnet():
     urnet = config_lib.flatten(config_lib.load("table1:urnet"))
-    for name, row in paper_rows.SETS["choices"].items():
-        assert row.table1 == "urnet" and row.fields, name
-        assert any(urnet[field] != value for field, value in row.fields.items()), name
+    short, choices = urnet | paper_rows.SHORT, paper_rows.SETS["choices"]
+    together = {  # fields that a choice needs
+        "straight_through": {"gate.straight_through", "gate.sigmoid_probability"},
+        "gates_by_sgd": set(choices["gates_by_sgd"].fields),
+    }
+    for name, row in choices.items():
+        differing = {field for field, value in row.fields.items() if short[field] != value}
+        assert row.table1 == "urnet" and differing == together.get(name, set(row.fields)), name
+        assert len(differing) == 1 or name in together
 
 
 def rows_of(network: str, top1: dict[float, float], usage: dict[float, float]) -> list[Any]:
@@ -111,7 +122,9 @@ def record() -> dict[str, Any]:
     for network in networks:
         rows += rows_of(network, {s: 80 + 10 * s for s in usage}, usage)
     rows += rows_of("fixed_0.4", {0.4: 88.0}, {0.4: 0.42})
-    return {"rows": rows}
+    rows += rows_of("random_drop_test", {s: 50 + 40 * s for s in usage}, usage)
+    device = {"processor": "P", "kind": "cpu", "threads": 2}
+    return {"rows": rows, "dataset": "cifar10", "base": "resnet20", "device": device}
 
 
 def test_the_table_beside_the_paper(record: dict[str, Any]):
@@ -126,15 +139,19 @@ def test_the_table_beside_the_paper(record: dict[str, Any]):
     assert "| urnet | 82.00 (30) | 84.00 (40) | 86.00 (55) | 88.00 (80) | 90.00 (100) | 3.0 |" in (
         text
     )
-    assert "| ... to plain, the paper (ResNet-110) | -1.0 |  | +0.5 | +0.5 | +0.4 | 4.2 |" in text
+    assert "| ... to plain, the paper's ResNet-110 | -1.0 |  | +0.5 | +0.5 | +0.4 | 4.2 |" in text
     assert "| base |  |  |  |  | 90.00 (100) |  |" in text
+    digits = paper_report.table(record | {"dataset": "digits"})
+    assert np.isnan(digits[["paper_to_plain", "paper_usage_error"]].to_numpy()).all()
+    assert "paper" not in paper_report.to_markdown(digits)
 
 
 def test_figures_wait_for_their_networks(record: dict[str, Any], tmp_path: pathlib.Path):
-    names = {path.name for path in paper_report.write(record, tmp_path, "no_runs")}
+    path = tmp_path / "device.json"
+    names = {file.name for file in paper_report.write(record, path, "no_runs")}
     assert {"table1.png", "figure5.png", "figure8.png"} <= names
     record["rows"] = [row for row in record["rows"] if row["group"] in ("base", "beta_1")]
-    names = {path.name for path in paper_report.write(record, tmp_path, "no_runs")}
+    names = {file.name for file in paper_report.write(record, path, "no_runs")}
     assert not {"table1.png", "figure5.png", "figure8.png"} & names
 
 

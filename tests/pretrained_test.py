@@ -35,6 +35,9 @@ ARCHS = {
     "A": Architecture("cifar", 20, 5, image_size=8, width=4),
     "pool": Architecture("cifar", 8, 5, image_size=8, width=4, shortcut="pool", gated=False),
     "B": Architecture("cifar", 14, 5, image_size=8, width=4, shortcut="B", gated=False),
+    "external": Architecture(
+        "cifar", 14, 5, image_size=8, width=4, shortcut="B", gate_network="external"
+    ),
     "basic": Architecture("imagenet", 18, 5, image_size=32, width=4, shortcut="B"),
     "bottleneck": Architecture(
         "imagenet", 50, 5, image_size=32, width=16, shortcut="B", gate_reduction=16
@@ -348,10 +351,10 @@ def test_every_layout_of_names_is_known(name, layout):
 
 
 def without_gates(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: tensor for name, tensor in tensors.items() if ".gate." not in name}
+    return {name: tensor for name, tensor in tensors.items() if "gate" not in name.split(".")}
 
 
-@pytest.mark.parametrize("name", ["A", "bottleneck"])
+@pytest.mark.parametrize("name", ["A", "external", "bottleneck"])
 def test_a_gated_network_takes_plain_weights_and_keeps_its_gates(name):
     arch = ARCHS[name]
     params, batch_stats = variables(arch)
@@ -362,7 +365,11 @@ def test_a_gated_network_takes_plain_weights_and_keeps_its_gates(name):
     gates, backbone = optimizer.split_trained(imported, "gates")
     assert_identical(gates, optimizer.split_trained(own, "gates")[0])
     assert_identical(backbone, optimizer.split_trained(params, "gates")[1])
-    assert_identical(stats, batch_stats)
+    theirs, of_gates = (optimizer.split_trained(stats, "gates")[n] for n in (1, 0))
+    assert_identical(theirs, optimizer.split_trained(batch_stats, "gates")[1])
+    jax.tree.map(
+        np.testing.assert_array_equal, of_gates, optimizer.split_trained(own_stats, "gates")[0]
+    )
     assert_identical((own, own_stats), variables(arch, seed=1))
 
 
@@ -431,6 +438,14 @@ def test_every_tensor_is_accounted_for():
             pretrained.check(tensors, PLAIN, "x.th")
         assert str(error.value).startswith("x.th is not a whole plain ResNet-14 (cifar, width 16)")
         assert str(error.value).endswith("; name a checkpoint of that network and nothing else.")
+
+
+def test_gates_of_another_kind_are_named():
+    external = Architecture("cifar", 14, 10, image_size=8, gate_network="external")
+    with pytest.raises(UserError, match="gate_network external, not block"):
+        pretrained.import_state_dict(exported(GATED), external, *variables(external))
+    with pytest.raises(UserError, match="gate_network block, not external"):
+        pretrained.import_state_dict(exported(external), GATED, *variables(GATED))
 
 
 def test_some_gates_are_an_error():

@@ -2,7 +2,8 @@ import jax
 import numpy as np
 import pytest
 
-from urnet_jax.scales import annealed_scale, draw_scale, num_groups
+from urnet_jax.groups import num_groups
+from urnet_jax.scales import annealed_scale, draw_scale
 
 KEY = jax.random.key(0)
 

@@ -30,14 +30,22 @@ rng = np.random.default_rng(0)
 images = rng.integers(0, 256, (16, 8, 8, 1), np.uint8)
 labels, scale = rng.integers(0, 10, 16), np.linspace(0, 1, 16, dtype=np.float32)
 scale[12:] = 0
+index = np.array([*range(15), -1], np.int32)  # the last one is padding
 
 mesh = Mesh(jax.devices(), "data")
 same, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
-placed = (*jax.device_put((params, stats), same), *jax.device_put((images, labels, scale), split))
+batch = images, labels, scale, index
+placed = (*jax.device_put((params, stats), same), *jax.device_put(batch, split))
 step = steps.make_eval_step(config, execution=sys.argv[1], mesh=mesh)
 program = step.lower(*placed).compile()
 found = program(*placed)
-alone = steps.make_eval_step(config, execution="dense")(params, stats, images, labels, scale)
+alone = steps.make_eval_step(config, execution="dense")(params, stats, *batch)
+
+config.update_from_flattened_dict({"model.gated": False, "gate.random_drop": "test"})
+plain, plain_stats = state.init_variables(config)
+dropped = [steps.make_eval_step(config, execution=sys.argv[1], mesh=on)(*arguments)["gates"]
+           for on, arguments in ((mesh, (*jax.device_put((plain, plain_stats), same), *placed[2:])),
+                                 (None, (plain, plain_stats, *batch)))]
 
 # The last device's samples skip all blocks. Its result would be nan if it computed and masked them.
 poison = lambda path, leaf: leaf * np.nan if "conv" in path[2].key else leaf
@@ -46,6 +54,7 @@ poisoned = {name: tree if name in ("conv1", "bn1", "fc") else jax.tree.map_with_
 lost = step(jax.device_put(poisoned, same), *placed[1:])
 json.dump({
     "lost": np.isnan(np.asarray(lost["loss"])).tolist(),
+    "dropped": [np.asarray(gates).tolist() for gates in dropped],
     "devices": len(jax.devices()),
     "text": program.as_text(),
     "gathered": all(value.sharding.is_fully_replicated for value in found.values()),
@@ -81,6 +90,8 @@ def test_each_device_skips_for_its_own_samples(execution: str, tmp_path: pathlib
     assert len(np.unique(used, axis=0)) > 1 and 0 < used.mean() < 4
     for name in ("prediction", "correct", "gates"):
         assert found[name] == alone[name]
+    assert result["dropped"][0] == result["dropped"][1]
+    assert 0 < np.mean(result["dropped"]) < 1
     # Each image's F is nan once it runs a block; whoever runs none must not notice.
     runs_some = np.sum(alone["gates"], axis=1) > 0
     assert result["lost"] == runs_some.tolist()

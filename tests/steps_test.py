@@ -350,16 +350,14 @@ def test_block_attention_weighs_what_random_drop_leaves(tested: Any):
     np.testing.assert_array_equal(left, kept)
 
 
-def gate_gradient(**fields: Any) -> float:
-    """How far the gates' weights have moved without a scale loss: the cross entropy's doing."""
+def gates_moved_by_the_cross_entropy(**fields: Any) -> set[str]:
     run = train(small_config(scale__beta=0.0, gate__sigmoid_probability=0.0, **fields), "gates")
-    moved, _ = changed(run, "params")
-    return len(moved)
+    return changed(run, "params")[0]
 
 
 def test_at_p_0_only_straight_through_gives_gates_a_gradient():
-    assert gate_gradient() == 0
-    assert gate_gradient(gate__straight_through=True) > 0
+    assert not gates_moved_by_the_cross_entropy()
+    assert gates_moved_by_the_cross_entropy(gate__straight_through=True)
 
 
 def test_external_gates_train_with_their_phase():
@@ -367,20 +365,40 @@ def test_external_gates_train_with_their_phase():
     moved, same = changed(run, "params")
     assert moved and all(path.startswith("gate/") for path in moved)
     assert not any(path.startswith("gate/") for path in same)
+    # Its BatchNorm learns with it; the network's is left alone.
+    moved, same = changed(run, "batch_stats")
+    assert moved and all(path.startswith("gate/") for path in moved)
+    assert same and not any(path.startswith("gate/") for path in same)
     joint = train(small_config(model__gate_network="external"), "joint")
     assert changed(joint, "params")[1] == set()
 
 
-def test_a_fixed_scale_falls_over_the_phases_with_gates():
-    """20 + 20 + 20 epochs of two steps: the steps begin at 100, 60 of 80 steps into the gates."""
+@pytest.mark.parametrize(
+    ("phase", "gated", "before"), [("joint", True, 40), ("gates", True, 0), ("joint", False, 0)]
+)
+def test_a_fixed_scale_falls_over_the_phases_with_gates(phase: str, gated: bool, before: int):
+    """40 steps to each phase; a plain network with random drop leaves phase gates out."""
     fields: Any = {"scale__schedule": "fixed", "scale__fixed": 0.2, "scale__noise": 0.0}
+    if not gated:
+        fields |= {"model__gated": False, "gate__random_drop": "always"}
     config = small_config(**fields)
-    for phase in PHASES:
-        config[phase].epochs = 40 / STEPS_PER_EPOCH
-    run = train(config, "joint")
+    for name in PHASES:
+        config[name].epochs = 40 / STEPS_PER_EPOCH
+    total = 80 if gated else 40
+    run = train(config, phase)
     for n, metrics in enumerate(run.metrics):
-        expected = 0.2 + 0.8 * (1 + np.cos(np.pi * (60 + n) / 80)) / 2
+        expected = 0.2 + 0.8 * (1 + np.cos(np.pi * (before + n) / total)) / 2
         assert metrics["scale"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_groups_share_a_budget_in_every_part_of_a_batch(parts: int):
+    fields: Any = {"scale__draw": "group", "scale__loss": "group", "accumulate_steps": parts}
+    run = train(small_config(**fields), "gates")
+    by_hand = train(small_config(scale__draw="group", scale__loss="sample"), "gates")
+    # The mean of squares is more than the square of the mean, of the same gates and S.
+    assert run.metrics[0]["usage"] == pytest.approx(by_hand.metrics[0]["usage"], rel=1e-5)
+    assert 0 < run.metrics[0]["scale_loss"] < by_hand.metrics[0]["scale_loss"]
 
 
 def test_adam_moves_gates_by_its_rate_and_the_backbone_by_sgd():

@@ -34,6 +34,7 @@ def run_train() -> None:
         python train.py --config=configs/digits.py --workdir=DIR [--config.any.field=value ...]
 
     --config    a Python file with get_config(), or the name of a shipped one, as digits (default)
+                or table1:urnet, one row of a file that has several
     --config.X  replaces the config's field X, as --config.joint.epochs=20 or
                 --config.eval.scales=0.2,0.6,1.0
     --workdir   the folder of the run: its checkpoints, metrics and tables; a run that was

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.resources
+import inspect
 import json
 import pathlib
 from importlib.resources.abc import Traversable
@@ -12,7 +13,8 @@ from ml_collections import ConfigDict
 from urnet_jax import sources
 from urnet_jax.architecture import Architecture
 from urnet_jax.errors import UserError
-from urnet_jax.fields import FIELDS, LATER, Field
+from urnet_jax.fields import FIELDS, LATER, PHASES, Field
+from urnet_jax.groups import num_groups
 
 Config: TypeAlias = Any
 """An `ml_collections.ConfigDict`; from its source, checkers infer a type without sections."""
@@ -53,6 +55,48 @@ def validate(config: Config) -> None:
         raise UserError(f"scale.min is {low}, more than scale.max, {high}; lower scale.min.")
     architecture(config)
     sources.check_augmentation(config.data)
+    _check_groups(config)
+    if config.model.gated and config.gate.random_drop != "never" and config.scale.beta > 0:
+        raise UserError(
+            f"gate.random_drop is {config.gate.random_drop!r}, and gates then only weigh what it "
+            "leaves: set scale.beta to 0, or model.gated to False for a network without gates."
+        )
+
+
+def _check_groups(config: Config) -> None:
+    """Refuses a scale loss of groups where there are none, or where parts of a batch split them."""
+    if config.scale.loss != "group":
+        return
+    if config.scale.draw == "sample":
+        raise UserError(
+            "scale.loss is 'group', and with scale.draw 'sample' no samples share an S: set "
+            "scale.draw to 'group' or 'step', or scale.loss to 'sample'."
+        )
+    size, parts = config.data.batch_size, config.accumulate_steps
+    in_group = size // num_groups(config.scale.draw, size)
+    if in_group % parts:
+        raise UserError(
+            f"A group of one S has {in_group} of the {size} images of a batch, which "
+            f"{parts} parts (accumulate_steps) cannot share: choose a data.batch_size of which an "
+            f"eighth is a multiple of {parts}, or scale.loss 'sample'."
+        )
+
+
+def phases_to_run(config: Config) -> list[str]:
+    """The phases that have a length, in order; a plain network has no gates to train alone.
+
+    Raises:
+      UserError: no phase has a length.
+    """
+    phases = [phase for phase in PHASES if config[phase].epochs > 0]
+    if not config.model.gated:
+        phases = [phase for phase in phases if phase != "gates"]
+    if not phases:
+        raise UserError(
+            "No phase has a length: set pretrain.epochs, gates.epochs or joint.epochs above 0 "
+            "(a plain network has no phase gates)."
+        )
+    return phases
 
 
 def architecture(
@@ -108,7 +152,12 @@ def load(path_or_name: str) -> Config:
         raise UserError(f"config {path_or_name} is not valid Python: {error}.") from error
     try:
         exec(code, namespace)
-        config = namespace.get("get_config", lambda *_: None)(*argument)
+        get_config = namespace.get("get_config", lambda *_: None)
+        if argument and not inspect.signature(get_config).parameters:
+            raise UserError(f"config {name} has no rows: name it without ':{argument[0]}'.")
+        config = get_config(*argument)
+    except UserError:
+        raise
     except Exception as error:  # The user's own code may raise anything.
         said = f"{type(error).__name__}: {error}"
         raise UserError(f"config {path_or_name} cannot be run ({said}); correct it.") from error

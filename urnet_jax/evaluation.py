@@ -24,7 +24,7 @@ class Evaluation:
 
     Attributes:
       arch: the network; it has N blocks.
-      scales: S, ascending; a plain network has the one entry 1.
+      scales: S, ascending; one that does not heed S has the one entry 1.
       index: each example's number in its split.
       labels: each example's class.
       predictions: the class of the largest logit.
@@ -89,7 +89,8 @@ def evaluate(
       batch_stats: that `eval_step` takes.
       split: of `data.open_split`.
       config: the run's config, which describes the data and the network.
-      scales: the grid of S, in any order. A plain network ignores S and is evaluated once, at 1.
+      scales: the grid of S, in any order. A plain network without
+        random drop ignores S and is evaluated once, at 1.
       batch_size: samples per step, at least, which the results do not depend on: what is missing
         to a multiple of the number of devices, and to a whole last batch, is padding.
       progress: shows a progress bar on stderr if that is a terminal.
@@ -119,7 +120,11 @@ def evaluate(
             own = np.arange(local_size) + first + host * local_size
             if not np.array_equal(batch["index"], np.where(own < split.num_examples, own, -1)):
                 raise RuntimeError("The input did not deliver every example in order: a defect.")
-            inputs = sharding.global_batch({n: batch[n] for n in ("image", "label", "index")}, mesh)
+            inputs = {n: batch[n] for n in ("image", "label", "index")}
+            if split.numbers is not None:
+                numbers = split.numbers[np.maximum(inputs["index"], 0)]
+                inputs["index"] = np.where(inputs["index"] < 0, -1, numbers).astype(np.int32)
+            inputs = sharding.global_batch(inputs, mesh)
             for k, request in enumerate(requests):
                 result = eval_step(
                     params, batch_stats, inputs["image"], inputs["label"], request, inputs["index"]

@@ -158,8 +158,10 @@ def _only(split: data.Split, index: np.ndarray) -> data.Split:
     """The examples at `index`, in memory, as a split of their own."""
     images, labels = data.examples(split, index)
     return dataclasses.replace(
-        split, num_examples=len(index), images=images, labels=labels, source=None
-    )
+        split, num_examples=len(index), images=images, labels=labels, source=None,
+        # Of a part of a part, those in the whole: what is drawn for an example hangs on its number.
+        numbers=index if split.numbers is None else split.numbers[index],
+    )  # fmt: skip
 
 
 def load(

@@ -12,7 +12,7 @@ Params = dict[str, Any]
 
 
 def is_gate(path: tuple[str, ...]) -> bool:
-    """Whether a parameter's path lies in a ConditionalGate."""
+    """Whether a parameter's path lies in a gate."""
     return "gate" in path
 
 

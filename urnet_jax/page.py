@@ -36,7 +36,16 @@ def make(run: Run, split: data.Split, evaluation: Evaluation, record: Mapping[st
         )
         parts = _facts(record), html.section("Accuracy and cost", _table(evaluation))
         return html.page(title, html.paragraph(sentence), *parts)
-    seen = page_images.Seen(run, split, evaluation)
+    if run.config.gate.random_drop != "never":
+        sections: list[str] = [
+            html.paragraph(
+                "Which blocks an image is left with is chance and says nothing of the image, so "
+                "that no single images are shown."
+            )
+        ]
+    else:
+        seen = page_images.Seen(run, split, evaluation)
+        sections = [seen.paths(), seen.lost(), seen.sweep()]
     return html.page(
         title,
         html.paragraph(
@@ -47,9 +56,7 @@ def make(run: Run, split: data.Split, evaluation: Evaluation, record: Mapping[st
         ),
         _facts(record),
         _results(evaluation, record.get("plain_top1_percent")),
-        seen.paths(),
-        seen.lost(),
-        seen.sweep(),
+        *sections,
         html.paragraph(
             "The table's numbers are also in eval.csv, and those of each image in "
             "eval_samples.npz, in the folder of this page."

@@ -62,7 +62,10 @@ class _Place:
 
 @functools.cache
 def _places(arch: Architecture) -> dict[str, _Place]:
-    """Every tensor of the network by torchvision's name; gates are `layer1.0.gate.fc1.weight`."""
+    """Every tensor of the network by torchvision's name; gates are `layer1.0.gate.fc1.weight`.
+
+    External ones begin with `gate.`, as `gate.network.conv1.weight` and `gate.fc2.weight`.
+    """
     abstract = nnx.eval_shape(lambda: ResNet(arch, rngs=nnx.Rngs(0)))
     variables = nnx.to_pure_dict(nnx.state(abstract, nnx.Any(nnx.Param, nnx.BatchStat)))
     leaves: Any = traverse_util.flatten_dict(variables)
@@ -153,7 +156,7 @@ def check(tensors: Tensors, arch: Architecture, source: epath.PathLike) -> dict[
     _check_architecture(held, arch, source)
     places = _places(arch)
     counts = {name.replace("running_mean", "num_batches_tracked") for name in places}
-    missing = sorted(n for n in places if n not in names and (held["gated"] or ".gate." not in n))
+    missing = sorted(n for n in places if n not in names and (held["gated"] or not _of_gate(n)))
     unknown = [names[n] for n in names if n not in places and n not in counts]
     if missing or unknown:
         said = [f"lacks {_listed(missing)}"] if missing else []
@@ -201,10 +204,18 @@ def _architecture(shapes: dict[str, tuple[int, ...]], source: epath.PathLike) ->
         )
     held = {"family": family, "depth": depth, "width": stem[0], "image_channels": stem[1]}
     held["shortcut"] = "B" if any(".downsample." in name for name in shapes) else "A"
-    held["gated"] = any(".gate." in name for name in shapes)
+    held["gated"] = any(map(_of_gate, shapes))
+    if held["gated"]:
+        external = any(name.startswith("gate.") for name in shapes)
+        held["gate_network"] = "external" if external else "block"
     if shapes.get("fc.weight"):
         held["num_classes"] = shapes["fc.weight"][0]
     return held
+
+
+def _of_gate(name: str) -> bool:
+    """Whether a tensor is of a block's gate, or of external ones."""
+    return "gate" in name.split(".")
 
 
 def _blocks_per_stage(names: Iterable[str]) -> tuple[int, ...]:

@@ -198,7 +198,7 @@ def _grid(run: Run, scales: Sequence[float]) -> Sequence[float]:
     if not config_lib.heeds_scale(run.config):
         print("This network is plain: it has no gates, so S is ignored and it is evaluated once.")
     elif run.meta.phase == "pretrain":
-        print("This run is in phase pretrain, its gates untrained: evaluated once, all blocks on.")
+        print("This run is in phase pretrain, in which all blocks are on: it is evaluated once.")
         return (1.0,)
     return scales
 

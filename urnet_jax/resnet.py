@@ -42,6 +42,7 @@ class ResNet(nnx.Module):
         scale: Float[Array, " B"],
         *,
         train: bool = False,
+        train_gates: bool | None = None,
         use_sigmoid: Bool[Array, "B N"] | None = None,
         straight_through: bool = False,
         gates: Float[Array, "B N"] | None = None,
@@ -56,6 +57,7 @@ class ResNet(nnx.Module):
           images: normalised images, NHWC.
           scale: S in [0, 1], one per sample. Ignored by a plain network.
           train: BatchNorm uses the batch's statistics and updates its running ones.
+          train_gates: likewise that of external gates; by default as `train`.
           use_sigmoid: where a gate is a sigmoid, as `gates.draw_sigmoid` draws it in training;
             elsewhere, and by default everywhere, it is a hard step.
           straight_through: steps have the gradient of sigmoids.
@@ -90,7 +92,7 @@ class ResNet(nnx.Module):
             use_sigmoid = jnp.zeros((batch, num_blocks), bool)
         own = None
         if gates is None and hasattr(self, "gate"):
-            own = self.gate(images, scale, train=train)
+            own = self.gate(images, scale, train=train if train_gates is None else train_gates)
             gates = activate(own, use_sigmoid, straight_through)
         if gates is not None and kept is not None:
             gates = gates * kept

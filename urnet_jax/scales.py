@@ -1,21 +1,10 @@
 """How the scale S is drawn in training."""
 
-import math
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-ScaleDraw = Literal["sample", "group", "step"]
-
-GROUPS = 8
-"""Parts of a batch that each draw one S, where S is drawn per `group`."""
-
-
-def num_groups(draw: ScaleDraw, batch_size: int) -> int:
-    """Into how many equal parts of samples in a row, each with its own S, a batch falls."""
-    return {"sample": batch_size, "group": math.gcd(batch_size, GROUPS), "step": 1}[draw]
+from urnet_jax.groups import ScaleDraw, num_groups
 
 
 def draw_scale(

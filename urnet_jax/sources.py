@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
-from jaxtyping import Int32, UInt8
+from jaxtyping import Int, Int32, UInt8
 from PIL import Image
 from tqdm import tqdm
 
@@ -54,6 +54,7 @@ class Split:
       images: all of them, if they are held in memory.
       labels: theirs.
       source: else, random access to records with an encoded `image` and a `label`.
+      numbers: each example's number in the split that it is from, where that is another.
       class_names: what the classes are called, in order; empty where they have numbers only.
     """
 
@@ -65,6 +66,7 @@ class Split:
     images: UInt8[np.ndarray, "n h w c"] | None = None
     labels: Int32[np.ndarray, " n"] | None = None
     source: Any = None
+    numbers: Int[np.ndarray, " n"] | None = None
     class_names: tuple[str, ...] = ()
 
 

@@ -15,13 +15,12 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from urnet_jax import augment, optimizer, scales, sharding
+from urnet_jax import augment, draws, optimizer, sharding
 from urnet_jax.architecture import Execution
 from urnet_jax.compilation import compiler_options
 from urnet_jax.config import Config, architecture, heeds_scale
 from urnet_jax.execution import choose
-from urnet_jax.fields import PHASES
-from urnet_jax.gates import draw_kept, draw_sigmoid
+from urnet_jax.groups import num_groups
 from urnet_jax.losses import cross_entropy, scale_loss
 from urnet_jax.metrics import TrainMetrics
 from urnet_jax.state import TrainState, Tree, apply, network_graph
@@ -36,14 +35,14 @@ def make_train_step(
 ) -> TrainStep:
     """The jitted step of one phase; it donates its state.
 
-    In `pretrain` all gates are 1 and S is ignored. In `gates` only gates move: BatchNorm uses its
-    running statistics and leaves them be. In `joint` everything moves.
+    In `pretrain` all gates are 1 and S is ignored. In `gates` only gates move: the network's
+    BatchNorm uses its running statistics and leaves them be. In `joint` everything moves.
 
     With `accumulate_steps` = k the gradient is the mean over k equal parts of the batch, taken one
     after another. S and the gates' p are drawn for the whole batch, so that the step differs from
     that of k = 1 only where a quantity is not a mean over samples: BatchNorm normalises each part
-    with its own statistics and updates the running ones k times, and with `scale.loss` = "group" a
-    group is shared out among the parts.
+    with its own statistics and updates the running ones k times, and with `scale.loss` = "group"
+    each part's share of a group is held to the group's S.
 
     Args:
       config: the run's.
@@ -58,14 +57,14 @@ def make_train_step(
     section, platform = config[phase], sharding.platform(mesh)
     loss_fn = _make_loss(config, phase, platform)
     tx = optimizer.make_optimizer(section, steps_per_epoch)
-    progress = _progress(config, steps_per_epoch)
+    draw = draws.for_training(config, phase, steps_per_epoch)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, TrainMetrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         trained, frozen = optimizer.split_trained(state.params, phase)
         grads, batch_stats, outputs = _gradients(
             functools.partial(loss_fn, frozen), trained, state.batch_stats,
-            {**batch, **_draw(config, phase, key, progress(state.step), batch["label"].shape[0])},
+            {**batch, **draw(key, state.phase_step, batch["label"].shape[0])},
             config.accumulate_steps, unroll=use_unroll(config, platform),
         )  # fmt: skip
         updates, opt_state = tx.update(grads, state.opt_state, trained)
@@ -105,6 +104,7 @@ def _make_loss(config: Config, phase: str, platform: str) -> LossFn:
     """f(frozen, trained, batch_stats, batch) -> loss, (batch_stats, outputs); equation 5."""
     graph, num_blocks = network_graph(config), architecture(config).num_blocks
     gated = config.model.gated and phase != "pretrain"
+    heeds = gated or draws.drops_in_training(config, phase)
 
     def loss_fn(
         frozen: Tree, trained: Tree, batch_stats: Tree, batch: Batch
@@ -112,7 +112,7 @@ def _make_loss(config: Config, phase: str, platform: str) -> LossFn:
         labels, scale = batch["label"], batch["scale"]
         logits, gates, batch_stats = apply(
             graph, optimizer.join(trained, frozen), batch_stats, _prepare(config, batch), scale,
-            train=phase != "gates",
+            train=phase != "gates", train_gates=True,
             use_sigmoid=batch["use_sigmoid"], kept=batch.get("kept"),
             straight_through=config.gate.straight_through,
             gates=None if gated else jnp.ones((labels.shape[0], num_blocks)),
@@ -121,7 +121,7 @@ def _make_loss(config: Config, phase: str, platform: str) -> LossFn:
         ce = cross_entropy(logits, labels)
         groups = None
         if config.scale.loss == "group":
-            groups = scales.num_groups(config.scale.draw, labels.shape[0])
+            groups = num_groups(config.scale.draw, labels.shape[0])
         asked = scale_loss(gates, scale, groups) if gated else jnp.zeros(())
         loss = ce.mean() + config.scale.beta * asked
         return loss, (batch_stats, {
@@ -130,45 +130,10 @@ def _make_loss(config: Config, phase: str, platform: str) -> LossFn:
             "scale_loss": asked,
             "correct": (logits.argmax(-1) == labels).astype(jnp.float32),
             "usage": gates.mean(axis=1),
-            "scale": scale if gated else jnp.ones_like(scale),
+            "scale": scale if heeds else jnp.ones_like(scale),
         })  # fmt: skip
 
     return loss_fn
-
-
-def _draw(config: Config, phase: str, key: Array, progress: Array, size: int) -> dict[str, Array]:
-    """The random part of a step: each sample's S, and what of its gates is drawn."""
-    scale_key, gate_key = jax.random.split(key)
-    section, gate = config.scale, config.gate
-    if section.schedule == "fixed":
-        scale = scales.annealed_scale(
-            scale_key, progress, section.fixed, section.noise, section.draw, size
-        )
-    else:
-        scale = scales.draw_scale(scale_key, section.min, section.max, section.draw, size)
-    if weighs_only(config):
-        use_sigmoid = jnp.ones((size, architecture(config).num_blocks), bool)
-    else:
-        use_sigmoid = draw_sigmoid(
-            gate_key, gate.sigmoid_probability, gate.draw, size, architecture(config).num_blocks
-        )
-    drawn = {"scale": scale, "use_sigmoid": use_sigmoid}
-    if gate.random_drop == "always" and phase != "pretrain":
-        # Not split() again: what is drawn without random drop stays as it was.
-        keys = jax.random.split(jax.random.fold_in(key, 2), size)
-        drawn["kept"] = draw_kept(keys, scale, architecture(config).num_blocks)
-    return drawn
-
-
-def weighs_only(config: Config) -> bool:
-    """Whether gates only weigh the blocks that random drop leaves ("block attention")."""
-    return config.model.gated and config.gate.random_drop != "never"
-
-
-def _progress(config: Config, steps_per_epoch: float) -> Callable[[Array], Array]:
-    """The share, 0 to 1, of the phases with gates that a run has behind it at a step."""
-    before, *lengths = (optimizer.num_steps(config[p].epochs, steps_per_epoch) for p in PHASES)
-    return lambda step: jnp.clip((step - before) / max(1, sum(lengths)), 0.0, 1.0)
 
 
 def _gradients(
@@ -233,23 +198,17 @@ def make_eval_step(
     graph, num_blocks = network_graph(config), architecture(config).num_blocks
     gated, platform = config.model.gated and phase != "pretrain", sharding.platform(mesh)
     skips = heeds_scale(config, phase)
-    drops = skips and config.gate.random_drop != "never"
 
     def eval_step(
         params: Tree, batch_stats: Tree, images: Array, labels: Array, scale: Array, index: Array
     ) -> dict[str, Array]:
-        gate_inputs: dict[str, Any] = {}
-        if drops:
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(config.seed), index)
-            gate_inputs["kept"] = draw_kept(keys, scale, num_blocks)
-        if weighs_only(config):
-            gate_inputs["use_sigmoid"] = jnp.ones((images.shape[0], num_blocks), bool)
         logits, gates, *gate_logits, _ = apply(
             graph, params, batch_stats,
             augment.normalize(images, *augment.normalization(config.data.name)), scale,
             gates=None if gated else jnp.ones((images.shape[0], num_blocks)),
             execution=choose(execution, images.shape[0], platform) if skips else "dense",
-            with_gate_logits=with_gate_logits and gated, **gate_inputs,
+            with_gate_logits=with_gate_logits and gated,
+            **draws.for_test(config, phase, scale, index),
         )  # fmt: skip
         prediction = logits.argmax(-1).astype(jnp.int32)
         return {

@@ -28,7 +28,7 @@ from urnet_jax import config as config_lib
 from urnet_jax import state as state_lib
 from urnet_jax.checkpoint import Checkpointer
 from urnet_jax.config import Config
-from urnet_jax.errors import Stopped, UserError, writable
+from urnet_jax.errors import Stopped, writable
 from urnet_jax.fields import PHASES
 from urnet_jax.interruption import AskedToStop
 from urnet_jax.meta import Meta
@@ -66,7 +66,7 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> None:
     with sharding.only_main_speaks(), sharding.ended_with_its_peers():
         # ---- All that can be wrong, before anything takes long ----
         config_lib.validate(config)
-        phases, mesh = phases_to_run(config), sharding.make_mesh()
+        phases, mesh = config_lib.phases_to_run(config), sharding.make_mesh()
         sharding.check_batch_size(config.data.batch_size, mesh, config.accumulate_steps)
         if config.log.tensorboard:
             writers.check_tensorboard()
@@ -151,23 +151,6 @@ def run_phases(run: Run, phases: list[str], found: Meta | None) -> None:
 def is_before(phase: str, other: str) -> bool:
     """Whether `phase` runs before the phase `other`."""
     return PHASES.index(phase) < PHASES.index(other)
-
-
-def phases_to_run(config: Config) -> list[str]:
-    """The phases that have a length, in order; a plain network has no gates to train alone.
-
-    Raises:
-      UserError: no phase has a length.
-    """
-    phases = [phase for phase in PHASES if config[phase].epochs > 0]
-    if not config.model.gated:
-        phases = [phase for phase in phases if phase != "gates"]
-    if not phases:
-        raise UserError(
-            "No phase has a length: set pretrain.epochs, gates.epochs or joint.epochs above 0 "
-            "(a plain network has no phase gates)."
-        )
-    return phases
 
 
 def start_phase(
