@@ -48,6 +48,7 @@ def get_config() -> ml_collections.ConfigDict:
     gate.sigmoid_probability = 0.5
     gate.draw = "gate"  # p is drawn per gate (of each sample), per sample, or per step
     gate.straight_through = False  # steps have the gradient of sigmoids, not none
+    gate.noise = False  # a step opens by chance in training, with the probability of its sigmoid
     # Blocks are dropped at random until a share S is left: never, in test, or always (in training
     # too). Gates, if there are any, then only weigh what is left.
     gate.random_drop = "never"
@@ -60,6 +61,9 @@ def get_config() -> ml_collections.ConfigDict:
     scale.fixed = 1.0  # that S
     scale.noise = 0.1  # standard deviation about it on the way
     scale.loss = "sample"  # held to S: each sample's usage, or a group's (of one S) mean
+    # Usage, for that loss: gates as they are in training, or as steps (gradient of sigmoids), which
+    # are the gates of the test.
+    scale.usage = "gate"
     # Weight of the scale loss (equation 5). The paper, with six times as many blocks and many
     # more epochs, takes 2.
     scale.beta = 4.0

@@ -306,7 +306,7 @@ def test_the_means_that_are_carried_are_those_of_the_features(how: Any, entry: b
 
     def both(variables: Any, x: jax.Array, gate: jax.Array) -> Any:
         block = nnx.merge(graph, *map(nnx.State, variables))
-        given = GateInputs(gate > 0, gate, None)
+        given = GateInputs(gate > 0, None, gate, None)
         settings: Any = {"train": False, "straight_through": False, "execution": "dense"}
         dense = block(x, None, gate, given, **settings)[0]
         return dense, execution.run_block(block, x, pool(x), gate, how)

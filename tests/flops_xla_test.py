@@ -113,7 +113,7 @@ def compiled_flops(stage: Stage, spec: StageSpec, size: int, gated: bool) -> flo
         # What is counted is the same for any gates, since `dense` runs every block.
         return nnx.merge(graphdef, state)(
             x, None, scale,
-            GateInputs(jnp.zeros(ones.shape, bool), None if gated else ones, None),
+            GateInputs(jnp.zeros(ones.shape, bool), None, None if gated else ones, None),
             train=False, straight_through=False, unroll=True, execution="dense",
         )  # fmt: skip
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from urnet_jax.gates import ConditionalGate, activate, draw_kept, draw_sigmoid
+from urnet_jax.gates import ConditionalGate, activate, draw_kept, draw_noise, draw_sigmoid
 
 LOGITS = jnp.array([-30.0, -1.0, -1e-6, -0.0, 0.0, 1e-6, 2.0, 30.0])
 BATCH, BLOCKS = 2000, 5
@@ -56,6 +56,14 @@ def test_straight_through_a_step_has_the_gradient_of_the_sigmoid():
     np.testing.assert_allclose(
         jax.grad(total)(LOGITS), sigmoid * (1 - sigmoid), rtol=1e-5, atol=1e-12
     )
+
+
+@pytest.mark.parametrize("logit", [-2.0, 0.0, 1.0])
+def test_with_noise_a_step_opens_with_the_probability_of_its_sigmoid(logit):
+    noise = draw_noise(jax.random.key(0), BATCH, BLOCKS)
+    opened = activate(logit + noise, jnp.zeros((BATCH, BLOCKS), bool))
+    probability = 1 / (1 + np.exp(-logit))
+    assert abs(opened.mean() - probability) <= bound(probability, BATCH * BLOCKS)
 
 
 def kept(scale: float, seed: int = 0) -> np.ndarray:

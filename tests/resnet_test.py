@@ -360,7 +360,7 @@ def test_a_loop_has_the_gradient_of_the_unrolled_blocks():
         stage = nnx.merge(graph, nnx.State(params), nnx.State(stats))
         always = jnp.ones((3, BATCH), bool)
         settings: Any = {"train": True, "unroll": unroll, "execution": "dense"}
-        given = GateInputs(always, None, None)
+        given = GateInputs(always, None, None, None)
         y, _, (gates, _) = stage(x, None, scale, given, straight_through=False, **settings)
         return jnp.sum(jnp.cos(jnp.arange(y.size)).reshape(y.shape) * y) + jnp.sum(gates)
 

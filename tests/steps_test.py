@@ -360,6 +360,34 @@ def test_at_p_0_only_straight_through_gives_gates_a_gradient():
     assert gates_moved_by_the_cross_entropy(gate__straight_through=True)
 
 
+def test_noise_moves_gates_in_training_alone(tested: Any):
+    fields: Any = {"gate__sigmoid_probability": 0.0, "scale__draw": "step"}
+    plain, noisy = (small_config(gate__noise=noise, **fields) for noise in (False, True))
+    one, other = (train(config, "gates").metrics[0] for config in (plain, noisy))
+    assert one["scale"] == other["scale"] and one["usage"] != other["usage"]
+    variables, scale = state.init_variables(plain), jnp.linspace(0, 1, 64)
+    found = [evaluated(config, variables, tested, scale)["gates"] for config in (plain, noisy)]
+    np.testing.assert_array_equal(*found)
+
+
+def test_the_scale_loss_may_count_what_the_test_counts():
+    """Sigmoids of about 0.95 in training are blocks that run: usage is 1."""
+    fields: Any = {"model__gate_bias": 3.0, "gate__sigmoid_probability": 1.0, "scale__draw": "step"}
+    soft, hard = (
+        train(small_config(scale__usage=usage, **fields), "gates").metrics[0]
+        for usage in ("gate", "step")
+    )
+    assert soft["usage"] == hard["usage"] < 1 and soft["scale"] == hard["scale"]
+    assert hard["scale_loss"] == pytest.approx((1 - hard["scale"]) ** 2, rel=1e-5)
+    assert soft["scale_loss"] < hard["scale_loss"]
+
+
+def test_the_scale_loss_of_steps_has_a_gradient():
+    fields: Any = {"gate__sigmoid_probability": 0.0, "scale__usage": "step"}
+    moved, _ = changed(train(small_config(**fields), "gates"), "params")
+    assert moved and all("gate/" in path for path in moved)
+
+
 def test_external_gates_train_with_their_phase():
     run = train(small_config(model__gate_network="external"), "gates")
     moved, same = changed(run, "params")

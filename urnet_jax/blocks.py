@@ -27,11 +27,13 @@ class GateInputs(NamedTuple):
 
     Attributes:
       use_sigmoid: where a gate is a sigmoid instead of a step.
+      noise: what is added to the logits before they become gates.
       given: gates that are used instead of the blocks' own.
       kept: what the blocks' own gates are multiplied by.
     """
 
     use_sigmoid: Bool[Array, "*n B"]
+    noise: Float[Array, "*n B"] | None
     given: Float[Array, "*n B"] | None
     kept: Float[Array, "*n B"] | None
 
@@ -127,7 +129,8 @@ class Block(nnx.Module):
         gate, logit = inputs.given, None
         if gate is None:
             logit = self.gate(x, scale) if pooled is None else self.gate.score(pooled, scale)
-            gate = activate(logit, inputs.use_sigmoid, straight_through)
+            noisy = logit if inputs.noise is None else logit + inputs.noise
+            gate = activate(noisy, inputs.use_sigmoid, straight_through)
             gate = gate if inputs.kept is None else gate * inputs.kept
         if execution != "dense":
             return *run_block(self, x, pooled, gate, execution), (gate, logit)

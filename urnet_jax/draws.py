@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from urnet_jax import optimizer, scales
 from urnet_jax.config import Config, architecture, heeds_scale, phases_to_run
-from urnet_jax.gates import draw_kept, draw_sigmoid
+from urnet_jax.gates import draw_kept, draw_noise, draw_sigmoid
 
 # Keeps the draws of a test apart from others that also start from the seed.
 _TEST = 0x7E57
@@ -21,8 +21,8 @@ def for_training(
     """What is drawn for the batches of a phase.
 
     Returns:
-      f(key, phase_step, B) -> scale [B]; use_sigmoid [B, N]; and kept [B, N] where random drop is
-      part of training. `key` is the step's own.
+      f(key, phase_step, B) -> scale [B]; use_sigmoid [B, N]; noise [B, N] and kept [B, N] where
+      training has noise and random drop. `key` is the step's own.
     """
     num_blocks, progress = _num_blocks(config), _progress(config, phase, steps_per_epoch)
     section, gate = config.scale, config.gate
@@ -40,8 +40,10 @@ def for_training(
             "scale": scale,
             "use_sigmoid": draw_sigmoid(gate_key, probability, gate.draw, size, num_blocks),
         }
+        # Not one split in four: what is drawn without these stays as it is.
+        if gate.noise:
+            drawn["noise"] = draw_noise(jax.random.fold_in(key, 3), size, num_blocks)
         if drops_in_training(config, phase):
-            # Not one split in three: what is drawn without random drop stays as it is.
             keys = jax.random.split(jax.random.fold_in(key, 2), size)
             drawn["kept"] = draw_kept(keys, scale, num_blocks)
         return drawn

@@ -83,6 +83,15 @@ def draw_sigmoid(
     return jnp.broadcast_to(drawn, (num_blocks, batch_size)).T
 
 
+def draw_noise(key: Key[Array, ""], batch_size: int, num_blocks: int) -> Float[Array, "B N"]:
+    """Logistic noise for logits: a step then opens with the probability that is their sigmoid.
+
+    With straight-through gradients this is the binary concrete estimator (Maddison et al. 2017,
+    1611.00712), under which a gate that hangs in the balance is costly and learns to decide.
+    """
+    return jax.random.logistic(key, (batch_size, num_blocks))
+
+
 def draw_kept(
     keys: Key[Array, " B"], scale: Float[Array, " B"], num_blocks: int
 ) -> Float[Array, "B N"]:

@@ -45,6 +45,7 @@ class ResNet(nnx.Module):
         train_gates: bool | None = None,
         use_sigmoid: Bool[Array, "B N"] | None = None,
         straight_through: bool = False,
+        noise: Float[Array, "B N"] | None = None,
         gates: Float[Array, "B N"] | None = None,
         kept: Float[Array, "B N"] | None = None,
         unroll: bool = False,
@@ -61,6 +62,7 @@ class ResNet(nnx.Module):
           use_sigmoid: where a gate is a sigmoid, as `gates.draw_sigmoid` draws it in training;
             elsewhere, and by default everywhere, it is a hard step.
           straight_through: steps have the gradient of sigmoids.
+          noise: added to the gates' logits, as `gates.draw_noise` draws it in training.
           gates: given, these are used instead of the network's own: 1 runs a block, 0 skips it.
           kept: what the gates are multiplied by, as `gates.draw_kept` draws it for random drop.
           unroll: blocks of a stage one after another instead of in a loop: compiles longer; the
@@ -93,10 +95,11 @@ class ResNet(nnx.Module):
         own = None
         if gates is None and hasattr(self, "gate"):
             own = self.gate(images, scale, train=train if train_gates is None else train_gates)
-            gates = activate(own, use_sigmoid, straight_through)
+            noisy = own if noise is None else own + noise
+            gates = activate(noisy, use_sigmoid, straight_through)
         if gates is not None and kept is not None:
             gates = gates * kept
-        inputs = jax.tree.map(jnp.transpose, GateInputs(use_sigmoid, gates, kept))
+        inputs = jax.tree.map(jnp.transpose, GateInputs(use_sigmoid, noise, gates, kept))
         logits, used = self._run(
             images, scale, inputs,
             train=train, straight_through=straight_through, unroll=unroll, execution=execution,

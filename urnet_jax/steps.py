@@ -20,6 +20,7 @@ from urnet_jax.architecture import Execution
 from urnet_jax.compilation import compiler_options
 from urnet_jax.config import Config, architecture, heeds_scale
 from urnet_jax.execution import choose
+from urnet_jax.gates import activate
 from urnet_jax.groups import num_groups
 from urnet_jax.losses import cross_entropy, scale_loss
 from urnet_jax.metrics import TrainMetrics
@@ -110,19 +111,22 @@ def _make_loss(config: Config, phase: str, platform: str) -> LossFn:
         frozen: Tree, trained: Tree, batch_stats: Tree, batch: Batch
     ) -> tuple[Array, tuple[Tree, dict[str, Array]]]:
         labels, scale = batch["label"], batch["scale"]
-        logits, gates, batch_stats = apply(
+        logits, gates, *gate_logits, batch_stats = apply(
             graph, optimizer.join(trained, frozen), batch_stats, _prepare(config, batch), scale,
             train=phase != "gates", train_gates=True,
-            use_sigmoid=batch["use_sigmoid"], kept=batch.get("kept"),
+            use_sigmoid=batch["use_sigmoid"], noise=batch.get("noise"), kept=batch.get("kept"),
             straight_through=config.gate.straight_through,
             gates=None if gated else jnp.ones((labels.shape[0], num_blocks)),
-            unroll=use_unroll(config, platform),
+            unroll=use_unroll(config, platform), with_gate_logits=gated,
         )  # fmt: skip
         ce = cross_entropy(logits, labels)
         groups = None
         if config.scale.loss == "group":
             groups = num_groups(config.scale.draw, labels.shape[0])
-        asked = scale_loss(gates, scale, groups) if gated else jnp.zeros(())
+        counted = gates
+        if gated and config.scale.usage == "step":
+            counted = activate(gate_logits[0], jnp.zeros(gates.shape, bool), straight_through=True)
+        asked = scale_loss(counted, scale, groups) if gated else jnp.zeros(())
         loss = ce.mean() + config.scale.beta * asked
         return loss, (batch_stats, {
             "loss": loss,
