@@ -93,6 +93,7 @@ SETS: dict[str, dict[str, Row]] = {
             joint__gate_optimizer="sgd",
             joint__gate_learning_rate_factor=20.0,
         ),
+        "loss_of_steps": _urnet(scale__usage="step"),
         "straight_through": _urnet(gate__straight_through=True, gate__sigmoid_probability=0.0),
     },
 }

@@ -58,7 +58,7 @@ def test_shipped_configs_are_the_promised_ones():
         ("table1", "step_only", {"gate.sigmoid_probability": 0.0}),
         ("table1", "block_attention", {"gate.random_drop": "always", "model.gated": True}),
         ("table1", "urnet", {"gate.sigmoid_probability": 0.1, "scale.beta": 2.0}),
-        ("table1", "ours", {"gate.straight_through": True}),
+        ("table1", "ours", {"scale.usage": "step"}),
         ("table2", "resnet75", {"model.gated": False, "model.depth": 75}),
         ("table2", "urnet_ranged", {"model.gated": True, "scale.schedule": "ranged"}),
         ("table2", "urnet_fixed_0.6", {"scale.schedule": "fixed", "eval.scales": (0.6,)}),
