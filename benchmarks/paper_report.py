@@ -119,11 +119,12 @@ def write(record: Row, path: pathlib.Path, workdir: str) -> list[pathlib.Path]:
     (folder / "table.md").write_text(text)
     print(text)
     written = [folder / "table.csv", folder / "table.md"]
+    choices = [name for name in SETS["choices"] if name in set(found["network"])]
     figures = {
         "table1.png": plot_networks(found, list(SETS["table1"])),
         "figure5.png": plot_betas(found),
         "figure8.png": plot_fixed(found),
-        "choices.png": plot_networks(found, ["urnet", *SETS["choices"]]),
+        "choices.png": plot_networks(found, ["urnet", *choices]) if choices else None,
     }
     for name, figure in figures.items():
         if figure is not None:

@@ -45,7 +45,7 @@ def test_rows_are_trained_recorded_and_gone_on_with(tmp_path: pathlib.Path):
     assert dropped[-1]["top1_percent"] > dropped[0]["top1_percent"]
     assert path.parent.name == "resnet8_digits"
     names = {file.name for file in path.with_suffix("").iterdir()}
-    assert names == {"table.md", "table.csv", "table1.png", "choices.png", "figure4_urnet.png"}
+    assert names == {"table.md", "table.csv", "table1.png", "figure4_urnet.png"}
     assert {row["step"] for row in record["rows"] if row["group"] == "base"} == {67}
     for name in ("base", "urnet", "random_drop_test"):
         workdir = tmp_path / "runs/paper" / name
