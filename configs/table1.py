@@ -29,8 +29,8 @@ ROWS = {
     # Gates weigh the blocks that random drop leaves.
     "block_attention": {"gate.random_drop": "always", "scale.beta": 0.0},
     "urnet": {},
-    # Not in the paper, and chosen by short trials on CIFAR-10: a scale loss that counts gates as the
-    # test does, an S for each sample, half of the gates sigmoids, Adam for the gates.
+    # Not in the paper, and chosen by short trials on CIFAR-10: a scale loss that counts gates as
+    # the test does, an S for each sample, half of the gates sigmoids, Adam for the gates.
     "ours": {
         "gate.sigmoid_probability": 0.5,
         "scale.draw": "sample",
