@@ -288,6 +288,28 @@ def test_without_gates_there_is_a_table_and_one_sentence(run, gated, sentence):
     assert "6 of digits, split test" in found.words()
 
 
+@pytest.mark.parametrize(
+    ("fields", "sentence", "with_images"),
+    [
+        ({"gate.random_drop": "always"}, "which are drawn at random; a block runs if it is", False),
+        ({"model.gate_network": "external"}, "A ResNet-8 beside it sees the image", True),
+        ({}, "a small gate sees the features", True),
+    ],
+)
+def test_it_says_who_decides_which_blocks_run(run, fields, sentence, with_images, monkeypatch):
+    config = run.config.copy_and_resolve_references()
+    config.update_from_flattened_dict(fields)
+    other = dataclasses.replace(run, meta=dataclasses.replace(run.meta, config=config))
+    # The weights are of block gates; what one image does is of no matter here.
+    monkeypatch.setattr(inspection.Run, "sweep", lambda self, *_, **settings: run_sweep)
+    run_sweep = run.sweep(3)
+    found = Page(page_of(other, *made_up(run, drawn(100))))
+    assert sentence in found.words()
+    assert ("says nothing of the image" in found.words()) is not with_images
+    # Top-1 against FLOPs and usage; and with images, many more.
+    assert (found.counts["img"] > 2) is with_images
+
+
 def test_wide_maps_scroll_by_themselves():
     assert pieces.width(9) < 4 < pieces.width(54)
     from urnet_jax import plots

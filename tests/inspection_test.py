@@ -13,6 +13,7 @@ from urnet_jax import checkpoint, flops, inspection, state
 from urnet_jax.errors import UserError
 from urnet_jax.evaluation import summarize
 from urnet_jax.figures import to_png
+from urnet_jax.meta import Meta
 
 SCALES = (0.2, 1.0)
 
@@ -263,3 +264,17 @@ def test_the_trained_network_of_the_results_has_paths_that_depend_on_the_image()
     table: Any = inspection.samples(gates)
     used = table.groupby("scale")["blocks"].mean()
     assert used.to_dict() == pytest.approx({0.4: 4.15, 0.6: 5.86}, abs=0.01)
+
+
+def test_random_drop_leaves_an_example_the_same_blocks_in_any_part_of_a_split(tiny):
+    config = tiny({"model.gated": False, "gate.random_drop": "test"})
+    meta = Meta(1, "joint", 1, 1, 22.0, config)
+    dropping = inspection.Run(meta, *state.init_variables(config))
+    whole = dropping.evaluate((0.5,)).gates[0]
+    assert len(np.unique(whole, axis=0)) > 1
+    part = dropping.subset(7)
+    assert part.numbers is not None
+    np.testing.assert_array_equal(dropping.evaluate((0.5,), part).gates[0], whole[part.numbers])
+    for sample in (3, 200):
+        swept = dropping.sweep(sample, (0.5,))
+        np.testing.assert_array_equal(swept["gate"], whole[sample])

@@ -103,11 +103,9 @@ def evaluate(
     grid = check_scales(scales) if heeds_scale(config) else (1.0,)
     mesh = mesh or Mesh(jax.local_devices()[:1], ("data",))
     batch_size = -(-batch_size // mesh.size) * mesh.size
-    hosts = len({device.process_index for device in mesh.devices.flat})
-    host = jax.process_index() if hosts > 1 else 0
-    local_size = batch_size // hosts
+    host, hosts = _place(mesh)
     requests = [
-        sharding.global_batch({"scale": np.full(local_size, scale, np.float32)}, mesh)["scale"]
+        sharding.global_batch({"": np.full(batch_size // hosts, scale, np.float32)}, mesh)[""]
         for scale in grid
     ]
     kept = ("prediction", "loss", "gates", "label", "gate_logits")
@@ -115,20 +113,10 @@ def evaluate(
 
     def dispatch() -> Iterator[tuple[int, int, dict[str, jax.Array]]]:
         # Batches are outermost, so that each is read and decoded once for all S.
-        batches = data.eval_batches(split, config.data, batch_size, host, hosts)
-        for first, batch in zip(range(0, split.num_examples, batch_size), batches, strict=True):
-            own = np.arange(local_size) + first + host * local_size
-            if not np.array_equal(batch["index"], np.where(own < split.num_examples, own, -1)):
-                raise RuntimeError("The input did not deliver every example in order: a defect.")
-            inputs = {n: batch[n] for n in ("image", "label", "index")}
-            if split.numbers is not None:
-                numbers = split.numbers[np.maximum(inputs["index"], 0)]
-                inputs["index"] = np.where(inputs["index"] < 0, -1, numbers).astype(np.int32)
-            inputs = sharding.global_batch(inputs, mesh)
+        for first, inputs in _inputs(split, config, batch_size, mesh):
+            image, label, index = (inputs[name] for name in ("image", "label", "index"))
             for k, request in enumerate(requests):
-                result = eval_step(
-                    params, batch_stats, inputs["image"], inputs["label"], request, inputs["index"]
-                )
+                result = eval_step(params, batch_stats, image, label, request, index)
                 yield k, min(batch_size, split.num_examples - first), result
 
     total, hidden = split.num_examples * len(grid), None if progress else True
@@ -151,6 +139,30 @@ def evaluate(
         flops=np.stack([flops_per_sample(arch, g) for g in rows["gates"]]).astype(np.float64),
         gate_logits=rows.get("gate_logits"),
     )
+
+
+def _place(mesh: Mesh) -> tuple[int, int]:
+    """Which of the mesh's hosts this is, and how many those are."""
+    hosts = len({device.process_index for device in mesh.devices.flat})
+    return jax.process_index() if hosts > 1 else 0, hosts
+
+
+def _inputs(
+    split: data.Split, config: Config, batch_size: int, mesh: Mesh
+) -> Iterator[tuple[int, dict[str, jax.Array]]]:
+    """The split's batches, in order and on the mesh, each with the place of its first example."""
+    host, hosts = _place(mesh)
+    local_size = batch_size // hosts
+    batches = data.eval_batches(split, config.data, batch_size, host, hosts)
+    for first, batch in zip(range(0, split.num_examples, batch_size), batches, strict=True):
+        own = np.arange(local_size) + first + host * local_size
+        if not np.array_equal(batch["index"], np.where(own < split.num_examples, own, -1)):
+            raise RuntimeError("The input did not deliver every example in order: a defect.")
+        inputs = {name: batch[name] for name in ("image", "label", "index")}
+        if split.numbers is not None:
+            numbers = split.numbers[np.minimum(own, split.num_examples - 1)]
+            inputs["index"] = np.where(batch["index"] < 0, -1, numbers).astype(np.int32)
+        yield first, sharding.global_batch(inputs, mesh)
 
 
 def _one_behind(results: Iterator[Any]) -> Iterator[Any]:
