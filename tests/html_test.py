@@ -301,8 +301,8 @@ def test_it_says_who_decides_which_blocks_run(run, fields, sentence, with_images
     config.update_from_flattened_dict(fields)
     other = dataclasses.replace(run, meta=dataclasses.replace(run.meta, config=config))
     # The weights are of block gates; what one image does is of no matter here.
-    monkeypatch.setattr(inspection.Run, "sweep", lambda self, *_, **settings: run_sweep)
-    run_sweep = run.sweep(3)
+    swept = run.sweep(3)
+    monkeypatch.setattr(inspection.Run, "sweep", lambda *_, **__: swept)
     found = Page(page_of(other, *made_up(run, drawn(100))))
     assert sentence in found.words()
     assert ("says nothing of the image" in found.words()) is not with_images
