@@ -179,6 +179,7 @@ def test_json_that_is_no_config(text: str):
         ({"scale__min": -0.1}, "scale.min is -0.1; expected a number from 0 to 1."),
         ({"scale__min": 0.9, "scale__max": 0.5}, "scale.min is 0.9, more than scale.max, 0.5; "
                                                  "lower scale.min."),
+        ({"scale__max": 2.5}, "scale.max is 2.5; expected a number from 0 to 2."),
         ({"joint__epochs": -1.0}, "joint.epochs is -1.0; expected a number from 0 to 100000.0."),
         ({"joint__momentum": 1.0}, "joint.momentum is 1.0; expected a number from 0 to below 1."),
         ({"log__every_steps": 0}, "log.every_steps is 0; expected a whole number of at least 1."),

@@ -65,6 +65,12 @@ def test_equal_bounds_fix_the_scale():
     np.testing.assert_array_equal(draw_scale(KEY, 0.5, 0.5, "sample", 4), np.full(4, 0.5))
 
 
+def test_what_is_drawn_above_one_is_one():
+    scale = np.asarray(draw_scale(KEY, 0.2, 1.2, "sample", 10_000))
+    assert scale.max() == 1 and (scale == 1).mean() == pytest.approx(0.2, abs=0.015)
+    assert np.median(scale) == pytest.approx(0.7, abs=0.015), "the others stay as they are"
+
+
 def test_the_key_decides():
     first, again, other = (draw_scale(jax.random.key(n), 0.0, 1.0, "sample", 8) for n in (1, 1, 2))
     np.testing.assert_array_equal(first, again)

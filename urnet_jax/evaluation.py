@@ -1,6 +1,7 @@
 """Exact evaluation over a grid of S: every example once for each S."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -89,8 +90,7 @@ def evaluate(
       batch_stats: that `eval_step` takes.
       split: of `data.open_split`.
       config: the run's config, which describes the data and the network.
-      scales: the grid of S, in any order. A plain network without
-        random drop ignores S and is evaluated once, at 1.
+      scales: the grid of S, in any order. A network that does not heed S is evaluated once, at 1.
       batch_size: samples per step, at least, which the results do not depend on: what is missing
         to a multiple of the number of devices, and to a whole last batch, is padding.
       progress: shows a progress bar on stderr if that is a terminal.
@@ -103,25 +103,13 @@ def evaluate(
     grid = check_scales(scales) if heeds_scale(config) else (1.0,)
     mesh = mesh or Mesh(jax.local_devices()[:1], ("data",))
     batch_size = -(-batch_size // mesh.size) * mesh.size
-    host, hosts = _place(mesh)
-    requests = [
-        sharding.global_batch({"": np.full(batch_size // hosts, scale, np.float32)}, mesh)[""]
-        for scale in grid
-    ]
+    step = functools.partial(eval_step, params, batch_stats)
+    results = _dispatched(step, split, config, grid, batch_size, mesh)
     kept = ("prediction", "loss", "gates", "label", "gate_logits")
     parts = [{name: [] for name in kept} for _ in grid]
-
-    def dispatch() -> Iterator[tuple[int, int, dict[str, jax.Array]]]:
-        # Batches are outermost, so that each is read and decoded once for all S.
-        for first, inputs in _inputs(split, config, batch_size, mesh):
-            image, label, index = (inputs[name] for name in ("image", "label", "index"))
-            for k, request in enumerate(requests):
-                result = eval_step(params, batch_stats, image, label, request, index)
-                yield k, min(batch_size, split.num_examples - first), result
-
     total, hidden = split.num_examples * len(grid), None if progress else True
     with tqdm(total=total, desc="evaluate", unit="img", disable=hidden, leave=False) as bar:
-        for k, examples, result in _one_behind(dispatch()):
+        for k, examples, result in _one_behind(results):
             for name in result.keys() & set(kept):
                 parts[k][name].append(np.asarray(result[name])[:examples])
             bar.update(examples)
@@ -139,6 +127,23 @@ def evaluate(
         flops=np.stack([flops_per_sample(arch, g) for g in rows["gates"]]).astype(np.float64),
         gate_logits=rows.get("gate_logits"),
     )
+
+
+def _dispatched(
+    step: Callable[..., dict[str, jax.Array]], split: data.Split, config: Config,
+    grid: tuple[float, ...], batch_size: int, mesh: Mesh,
+) -> Iterator[tuple[int, int, dict[str, jax.Array]]]:  # fmt: skip
+    """What `step` gives for each batch at each S: the number of S, examples in it, results."""
+    _, hosts = _place(mesh)
+    requests = [
+        sharding.global_batch({"": np.full(batch_size // hosts, scale, np.float32)}, mesh)[""]
+        for scale in grid
+    ]
+    # Batches are outermost, so that each is read and decoded once for all S.
+    for first, inputs in _inputs(split, config, batch_size, mesh):
+        for k, request in enumerate(requests):
+            result = step(inputs["image"], inputs["label"], request, inputs["index"])
+            yield k, min(batch_size, split.num_examples - first), result
 
 
 def _place(mesh: Mesh) -> tuple[int, int]:

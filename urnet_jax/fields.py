@@ -113,7 +113,7 @@ FIELDS: dict[str, Field] = {
     "gate.noise": _SWITCH,
     "gate.random_drop": _choice("never", "test", "always"),
     "scale.min": _SHARE,
-    "scale.max": _SHARE,
+    "scale.max": Field(float, low=0, high=2),
     "scale.draw": _choice("sample", "group", "step"),
     "scale.schedule": _choice("ranged", "fixed"),
     "scale.fixed": _SHARE,

@@ -79,23 +79,19 @@ class ResNet(nnx.Module):
             or gates that the network did not compute are asked for their logits.
         """
         batch, num_blocks = images.shape[0], self.arch.num_blocks
-        if train and execution not in ("auto", "dense"):
-            raise ValueError(f"execution is {execution!r} in training, which needs 'dense'.")
+        _check_call(scale, batch, train, execution)
         execution = "dense" if train else choose(execution, batch)
-        if jnp.shape(scale) != (batch,):
-            raise ValueError(
-                f"scale has shape {jnp.shape(scale)}; expected one S per image, ({batch},)."
-            )
         if gates is None and not self.arch.gated:
             gates = jnp.ones((batch, num_blocks), jnp.float32)
         if with_gate_logits and gates is not None:
             raise ValueError("Gates that are given, as a plain network's are, have no logits.")
         if use_sigmoid is None:
             use_sigmoid = jnp.zeros((batch, num_blocks), bool)
-        own = None
-        if gates is None and hasattr(self, "gate"):
-            own = self.gate(images, scale, train=train if train_gates is None else train_gates)
-            noisy = own if noise is None else own + noise
+        external = None
+        if gates is None and self.arch.external:
+            train_gates = train if train_gates is None else train_gates
+            external = self.gate(images, scale, train=train_gates)
+            noisy = external if noise is None else external + noise
             gates = activate(noisy, use_sigmoid, straight_through)
         if gates is not None and kept is not None:
             gates = gates * kept
@@ -104,8 +100,8 @@ class ResNet(nnx.Module):
             images, scale, inputs,
             train=train, straight_through=straight_through, unroll=unroll, execution=execution,
         )  # fmt: skip
-        if own is not None:
-            used = used[0], own
+        if external is not None:
+            used = used[0], external
         return logits, *(used if with_gate_logits else used[:1])
 
     def _run(
@@ -131,6 +127,15 @@ class ResNet(nnx.Module):
         logits = self.fc(pool(x) if pooled is None else pooled)
         join: Any = lambda *parts: jnp.concatenate(parts).T.astype(jnp.float32)  # noqa: E731
         return logits, jax.tree.map(join, *used)
+
+
+def _check_call(scale: Float[Array, "..."], batch: int, train: bool, execution: Execution) -> None:
+    if train and execution not in ("auto", "dense"):
+        raise ValueError(f"execution is {execution!r} in training, which needs 'dense'.")
+    if jnp.shape(scale) != (batch,):
+        raise ValueError(
+            f"scale has shape {jnp.shape(scale)}; expected one S per image, ({batch},)."
+        )
 
 
 class ExternalGates(nnx.Module):

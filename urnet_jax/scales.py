@@ -12,10 +12,12 @@ def draw_scale(
 ) -> Float[Array, " B"]:
     """S ~ U(low, high): one per sample, per group, or one for all samples of the step (the paper).
 
-    A batch of groups has `num_groups` values.
+    What lies above 1 is 1. The network is asked for S = 1 hardly ever where `high` is 1, and for a
+    share (high - 1) / (high - low) of the draws where it is more. A batch of groups has
+    `num_groups` values.
     """
     groups = num_groups(draw, batch_size)
-    scale = jax.random.uniform(key, (groups,), minval=low, maxval=high)
+    scale = jnp.minimum(jax.random.uniform(key, (groups,), minval=low, maxval=high), 1.0)
     return jnp.repeat(scale, batch_size // groups)
 
 

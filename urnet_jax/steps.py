@@ -78,14 +78,11 @@ def make_train_step(
             ema_params = optimizer.join(averaged, frozen)
         outputs["gradient_norm"] = optax.tree.norm(grads)
         outputs["state_norm"] = _norm((moved, batch_stats, opt_state, ema_params))
-        return TrainState(
-            step=state.step + 1,
-            phase_step=state.phase_step + 1,
-            params=optimizer.join(moved, frozen),
-            batch_stats=batch_stats,
-            opt_state=opt_state,
-            ema_params=ema_params,
-        ), TrainMetrics.single_from_model_output(**outputs)  # fmt: skip
+        after = TrainState(
+            state.step + 1, state.phase_step + 1, optimizer.join(moved, frozen), batch_stats,
+            opt_state, ema_params,
+        )  # fmt: skip
+        return after, TrainMetrics.single_from_model_output(**outputs)
 
     placed: Any = {}
     if mesh is not None:

@@ -79,15 +79,7 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> None:
             for phase in phases:
                 if found is None or is_before(found.phase, phase):
                     resume.check_init_from(config, phase)
-            with sharding.failing_together():  # A host may lack the data.
-                train_split = data.open_split(config.data, "train")
-                test_split = data.open_split(config.data, "test")
-
-            if train_split.num_examples < config.data.batch_size:
-                print(
-                    f"Mind: data.batch_size is {config.data.batch_size}, more than the "
-                    f"{train_split.num_examples} training images: an epoch is less than a step."
-                )
+            train_split, test_split = open_splits(config)
 
             # ---- Run ----
             settings = config.checkpoint
@@ -118,6 +110,19 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> None:
             with sharding.ended_with_its_peers():  # Closing would wait for them.
                 run_phases(run, phases, found)
                 checkpointer.wait()
+
+
+def open_splits(config: Config) -> tuple[data.Split, data.Split]:
+    """The training and the test split."""
+    with sharding.failing_together():  # A host may lack the data.
+        train_split = data.open_split(config.data, "train")
+        test_split = data.open_split(config.data, "test")
+    if train_split.num_examples < config.data.batch_size:
+        print(
+            f"Mind: data.batch_size is {config.data.batch_size}, more than the "
+            f"{train_split.num_examples} training images: an epoch is less than a step."
+        )
+    return train_split, test_split
 
 
 def run_phases(run: Run, phases: list[str], found: Meta | None) -> None:
