@@ -15,6 +15,9 @@ _CACHE = tempfile.TemporaryDirectory(prefix="urnet_jax_compiled_")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE.name)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
+# Their assertions then explain themselves as those of the tests do.
+pytest.register_assert_rewrite("pretrained_networks")
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TINY = {
     "model.depth": 8,
