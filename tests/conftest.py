@@ -16,7 +16,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE.name)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 # Their assertions then explain themselves as those of the tests do.
-pytest.register_assert_rewrite("pretrained_networks")
+pytest.register_assert_rewrite("execution_networks", "pretrained_networks")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TINY = {
