@@ -1,4 +1,7 @@
-"""For tests that train: a compilation cache that all processes share, and one finished run."""
+"""For tests that train: a compilation cache that all processes share, and one finished run.
+
+And what else more than one module of tests asks for.
+"""
 
 import os
 import pathlib
@@ -16,7 +19,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE.name)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 # Their assertions then explain themselves as those of the tests do.
-pytest.register_assert_rewrite("execution_networks", "pretrained_networks")
+pytest.register_assert_rewrite("execution_networks", "pretrained_networks", "steps_runs")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TINY = {
@@ -79,3 +82,13 @@ def finished(tmp_path_factory, start, tiny_flags) -> pathlib.Path:
     assert process.returncode == 0, errors
     (folder / "printed.txt").write_text(printed)
     return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def tested() -> Any:
+    """The first 64 of the digits' test images, as a batch of the config of `steps_runs`."""
+    from steps_runs import small_config
+    from urnet_jax import data
+
+    config = small_config()
+    return next(iter(data.eval_batches(data.open_split(config.data, "test"), config.data, 64)))
