@@ -5,6 +5,7 @@ And what else more than one module of tests asks for.
 
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -82,6 +83,18 @@ def finished(tmp_path_factory, start, tiny_flags) -> pathlib.Path:
     assert process.returncode == 0, errors
     (folder / "printed.txt").write_text(printed)
     return folder / "run"
+
+
+@pytest.fixture
+def workdir(finished, tmp_path):
+    """A copy of `finished`, which a test may change."""
+    return pathlib.Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+@pytest.fixture
+def newest(workdir):
+    """The newest checkpoint of `workdir`."""
+    return workdir / "checkpoints" / "29"
 
 
 @pytest.fixture(scope="module")
