@@ -20,7 +20,9 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE.name)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 # Their assertions then explain themselves as those of the tests do.
-pytest.register_assert_rewrite("execution_networks", "pretrained_networks", "steps_runs")
+pytest.register_assert_rewrite(
+    "data_batches", "execution_networks", "pretrained_networks", "steps_runs"
+)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TINY = {
