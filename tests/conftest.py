@@ -19,9 +19,9 @@ _CACHE = tempfile.TemporaryDirectory(prefix="urnet_jax_compiled_")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE.name)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
-# Their assertions then explain themselves as those of the tests do.
+# The helpers' assertions then explain themselves as those of the tests do.
 pytest.register_assert_rewrite(
-    "data_batches", "execution_networks", "pretrained_networks", "steps_runs"
+    "data_batches", "execution_networks", "pretrained_networks", "report_pages", "steps_runs"
 )
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -97,6 +97,14 @@ def workdir(finished, tmp_path):
 def newest(workdir):
     """The newest checkpoint of `workdir`."""
     return workdir / "checkpoints" / "29"
+
+
+@pytest.fixture(scope="module")
+def run(finished) -> Any:
+    """`finished` as inspection.Run."""
+    from urnet_jax import inspection
+
+    return inspection.load(finished)
 
 
 @pytest.fixture(scope="module")
