@@ -1,7 +1,11 @@
-"""For tests that train: a compilation cache that all processes share, and one finished run."""
+"""For tests that train: a compilation cache that all processes share, and one finished run.
+
+And what else more than one module of tests asks for.
+"""
 
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -14,6 +18,11 @@ import pytest
 _CACHE = tempfile.TemporaryDirectory(prefix="urnet_jax_compiled_")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE.name)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+# The helpers' assertions then explain themselves as those of the tests do.
+pytest.register_assert_rewrite(
+    "data_batches", "execution_networks", "pretrained_networks", "report_pages", "steps_runs"
+)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TINY = {
@@ -76,3 +85,33 @@ def finished(tmp_path_factory, start, tiny_flags) -> pathlib.Path:
     assert process.returncode == 0, errors
     (folder / "printed.txt").write_text(printed)
     return folder / "run"
+
+
+@pytest.fixture
+def workdir(finished, tmp_path):
+    """A copy of `finished`, which a test may change."""
+    return pathlib.Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+@pytest.fixture
+def newest(workdir):
+    """The newest checkpoint of `workdir`."""
+    return workdir / "checkpoints" / "29"
+
+
+@pytest.fixture(scope="module")
+def run(finished) -> Any:
+    """`finished` as inspection.Run."""
+    from urnet_jax import inspection
+
+    return inspection.load(finished)
+
+
+@pytest.fixture(scope="module")
+def tested() -> Any:
+    """The first 64 of the digits' test images, as a batch of the config of `steps_runs`."""
+    from steps_runs import small_config
+    from urnet_jax import data
+
+    config = small_config()
+    return next(iter(data.eval_batches(data.open_split(config.data, "test"), config.data, 64)))

@@ -19,11 +19,6 @@ SCALES = (0.2, 1.0)
 
 
 @pytest.fixture(scope="module")
-def run(finished):
-    return inspection.load(finished)
-
-
-@pytest.fixture(scope="module")
 def evaluation(run):
     return run.evaluate(SCALES)
 
