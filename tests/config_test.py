@@ -86,9 +86,9 @@ def test_an_unknown_row_lists_the_known_ones():
     ("fields", "sentence"),
     [
         ({"gate__random_drop": "always"}, "set scale.beta to 0, or model.gated to False"),
-        ({"scale__loss": "group"}, "no samples share an S: set scale.draw to 'group'"),
+        ({"scale__draw": "sample"}, "no samples share an S: set scale.draw to 'group'"),
         (
-            {"scale__loss": "group", "scale__draw": "group", "accumulate_steps": 16},
+            {"accumulate_steps": 16},
             "A group of one S has 8 of the 64 images of a batch, which 16 parts",
         ),
     ],
@@ -106,8 +106,7 @@ def test_external_gates_are_of_cifar_networks():
 
 
 def test_parts_of_a_batch_may_share_whole_groups():
-    fields = {"scale__loss": "group", "scale__draw": "group", "accumulate_steps": 8}
-    config_lib.validate(digits(**fields))
+    config_lib.validate(digits(accumulate_steps=8))
 
 
 def test_a_config_from_before_a_field_existed_means_what_it_meant():

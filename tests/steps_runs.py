@@ -24,8 +24,10 @@ def small_config(depth: int = 8, **overrides: Any) -> Config:
     config.model.update({"depth": depth, "width": 8, "gate_bias": 0.0})
     config.gate.update({"sigmoid_probability": 0.5, "draw": "gate"})
     config.scale.update({"min": 0.2, "max": 1.0, "draw": "sample", "loss": "sample", "beta": 4.0})
-    for phase in PHASES:
+    config.scale.usage = "gate"
+    for phase, factor in zip(PHASES, (1.0, 1.0, 10.0), strict=True):
         config[phase].update({"epochs": 2.0, "learning_rate": 0.1, "warmup_epochs": 0.1})
+        config[phase].update({"gate_optimizer": "sgd", "gate_learning_rate_factor": factor})
     for name, value in overrides.items():
         section, _, field = name.rpartition("__")
         (config[section] if section else config)[field] = value
