@@ -1,12 +1,13 @@
 r"""The paper's networks trained again, beside its figures.
 
     python benchmarks/paper.py --data_dir=DIR --init=resnet20.th --base_epochs=4 \
-        --epochs_scale=0.006 --rows=table1,figure5,figure8,choices
+        --epochs_scale=0.006 --rows=table1,figure5,figure8,choices,ablation
 
 Trains a plain network (or brings the weights of a PyTorch file to the data), from it the chosen
 rows one after another, evaluates each over S and writes a JSON file, a table and figures.
 
---rows          sets of rows (table1, figure5, figure8, choices) or single ones (default: table1)
+--rows          sets of rows (table1, figure5, figure8, choices, ablation) or single ones; default:
+                table1
 --base          resnet20 (default), resnet110, ...
 --data          cifar10 (default), cifar100, or digits, to try it out
 --data_dir      a prepared TFDS data_dir; the digits need none

@@ -119,12 +119,12 @@ def write(record: Row, path: pathlib.Path, workdir: str) -> list[pathlib.Path]:
     (folder / "table.md").write_text(text)
     print(text)
     written = [folder / "table.csv", folder / "table.md"]
-    choices = [name for name in SETS["choices"] if name in set(found["network"])]
     figures = {
         "table1.png": plot_networks(found, list(SETS["table1"])),
         "figure5.png": plot_betas(found),
         "figure8.png": plot_fixed(found),
-        "choices.png": plot_networks(found, ["urnet", *choices]) if choices else None,
+        "choices.png": plot_changes(found, "urnet", "choices"),
+        "ablation.png": plot_changes(found, "ours", "ablation"),
     }
     for name, figure in figures.items():
         if figure is not None:
@@ -141,6 +141,12 @@ def write(record: Row, path: pathlib.Path, workdir: str) -> list[pathlib.Path]:
 def plot_networks(found: pd.DataFrame, names: list[str]) -> Figure | None:
     """Top-1 against blocks used, and blocks used against S, a line for every network."""
     return _plot(found, {name: name for name in names if name in set(found["network"])})
+
+
+def plot_changes(found: pd.DataFrame, row: str, changes: str) -> Figure | None:
+    """A row of table 1 and the set of rows that each change one thing of it."""
+    there = set(SETS[changes]) & set(found["network"])
+    return plot_networks(found, [row, *SETS[changes]]) if there else None
 
 
 def plot_betas(found: pd.DataFrame) -> Figure | None:

@@ -66,7 +66,15 @@ class Row:
 
 
 def _urnet(**fields: Any) -> Row:
-    return Row("urnet", {name.replace("__", "."): value for name, value in fields.items()})
+    return _changed("urnet", fields)
+
+
+def _ours(**fields: Any) -> Row:
+    return _changed("ours", fields)
+
+
+def _changed(table1: str, fields: Mapping[str, Any]) -> Row:
+    return Row(table1, {name.replace("__", "."): value for name, value in fields.items()})
 
 
 SETS: dict[str, dict[str, Row]] = {
@@ -96,8 +104,18 @@ SETS: dict[str, dict[str, Row]] = {
         "loss_of_steps": _urnet(scale__usage="step"),
         "straight_through": _urnet(gate__straight_through=True, gate__sigmoid_probability=0.0),
     },
+    # Each differs from the row ours in one of its choices.
+    "ablation": {
+        "ours_p_0.1": _ours(gate__sigmoid_probability=0.1),
+        "ours_by_sample": _ours(scale__draw="sample", scale__loss="sample"),
+        "ours_scale_to_1": _ours(scale__min=0.2, scale__max=1.0),
+        "ours_loss_of_gates": _ours(scale__usage="gate"),
+        "ours_beta_8": _ours(scale__beta=8.0),
+        "ours_noise": _ours(gate__noise=True),
+    },
 }
-"""Sets of rows, by the part of the paper that they make again; `choices` it leaves open."""
+"""Sets of rows, by the part of the paper that they make again; `choices` it leaves open, and the
+`ablation` takes our own choices back."""
 
 
 def chosen(names: str) -> dict[str, Row]:

@@ -91,16 +91,19 @@ def test_every_row_is_a_config(name: str):
     config_lib.validate(config)
 
 
-def test_choices_change_one_thing_of_urnet():
-    urnet = config_lib.flatten(config_lib.load("table1:urnet"))
-    short, choices = urnet | paper_rows.SHORT, paper_rows.SETS["choices"]
-    together = {  # fields that a choice needs
+@pytest.mark.parametrize(("changes", "of"), [("choices", "urnet"), ("ablation", "ours")])
+def test_choices_change_one_thing_of_a_row(changes: str, of: str):
+    short = config_lib.flatten(config_lib.load(f"table1:{of}")) | paper_rows.SHORT
+    rows = paper_rows.SETS[changes]
+    together = {  # fields that one choice needs
         "straight_through": {"gate.straight_through", "gate.sigmoid_probability"},
-        "gates_by_sgd": set(choices["gates_by_sgd"].fields),
+        "gates_by_sgd": {name for name in paper_rows.SHORT if "gate_" in name},
+        "ours_by_sample": {"scale.draw", "scale.loss"},
+        "ours_scale_to_1": {"scale.min", "scale.max"},
     }
-    for name, row in choices.items():
+    for name, row in rows.items():
         differing = {field for field, value in row.fields.items() if short[field] != value}
-        assert row.table1 == "urnet" and differing == together.get(name, set(row.fields)), name
+        assert row.table1 == of and differing == together.get(name, set(row.fields)), name
         assert len(differing) == 1 or name in together
 
 
