@@ -104,7 +104,7 @@ SETS: dict[str, dict[str, Row]] = {
         "loss_of_steps": _urnet(scale__usage="step"),
         "straight_through": _urnet(gate__straight_through=True, gate__sigmoid_probability=0.0),
     },
-    # Each differs from the row ours in one of its choices.
+    # Each changes one thing of the row ours.
     "ablation": {
         "ours_p_0.1": _ours(gate__sigmoid_probability=0.1),
         "ours_by_sample": _ours(scale__draw="sample", scale__loss="sample"),
@@ -114,8 +114,8 @@ SETS: dict[str, dict[str, Row]] = {
         "ours_noise": _ours(gate__noise=True),
     },
 }
-"""Sets of rows, by the part of the paper that they make again; `choices` it leaves open, and the
-`ablation` takes our own choices back."""
+"""Sets of rows, by the part of the paper that they make again; `choices` it leaves open, and
+`ablation` is of our own recipe."""
 
 
 def chosen(names: str) -> dict[str, Row]:

@@ -61,7 +61,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.scale = scale = ml_collections.ConfigDict()
     scale.min = 0.2  # S is drawn uniformly from [min, max] in training
     scale.max = 1.0  # up to 2; what is drawn above 1 is 1
-    scale.draw = "step"  # per sample, per group (eight in a batch), or per step (the paper)
+    scale.draw = "step"  # per sample, per group (eight of a batch), or per step (the paper)
     scale.schedule = "ranged"  # any S; or fixed: one, to which S falls from 1 along a cosine
     scale.fixed = 1.0  # that S
     scale.noise = 0.1  # standard deviation about it on the way

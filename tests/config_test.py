@@ -105,6 +105,13 @@ def test_external_gates_are_of_cifar_networks():
         config_lib.validate(config)
 
 
+@pytest.mark.parametrize(
+    "fields", [{"model__gated": False}, {"scale__beta": 0.0}, {"scale__loss": "sample"}]
+)
+def test_groups_matter_only_to_a_scale_loss_of_groups(fields: dict[str, object]):
+    config_lib.validate(digits(scale__draw="sample", accumulate_steps=16, **fields))
+
+
 def test_parts_of_a_batch_may_share_whole_groups():
     config_lib.validate(digits(accumulate_steps=8))
 

@@ -153,6 +153,11 @@ def test_figures_wait_for_their_networks(record: dict[str, Any], tmp_path: pathl
     path = tmp_path / "device.json"
     names = {file.name for file in paper_report.write(record, path, "no_runs")}
     assert {"table1.png", "figure5.png", "figure8.png"} <= names
+    assert not {"choices.png", "ablation.png"} & names
+    scales = {s: s for s in paper_rows.SCALES}
+    record["rows"] += rows_of("ours", scales, scales) + rows_of("ours_beta_8", scales, scales)
+    names = {file.name for file in paper_report.write(record, path, "no_runs")}
+    assert "ablation.png" in names and "choices.png" not in names
     record["rows"] = [row for row in record["rows"] if row["group"] in ("base", "beta_1")]
     names = {file.name for file in paper_report.write(record, path, "no_runs")}
     assert not {"table1.png", "figure5.png", "figure8.png"} & names

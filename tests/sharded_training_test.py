@@ -21,7 +21,10 @@ FLAGS = [
     "--config.checkpoint.every_epochs=0.45",
     # Sums round otherwise on other numbers of devices. A gate that is a hard step, and a long step
     # of the optimiser, would make much of little.
-    "--config.gate.sigmoid_probability=1.0", "--config.joint.learning_rate=0.001",
+    "--config.gate.sigmoid_probability=1.0", "--config.scale.usage=gate",
+    "--config.joint.learning_rate=0.001",
+    # Adam's steps would not tell a gradient from one that is a number of devices times too large.
+    "--config.joint.gate_optimizer=sgd", "--config.joint.gate_learning_rate_factor=10",
 ]  # fmt: skip
 STEPS, SAVED = 20, 10
 

@@ -65,8 +65,8 @@ def validate(config: Config) -> None:
 
 def _check_groups(config: Config) -> None:
     """Refuses a scale loss of groups where there are none, or where parts of a batch split them."""
-    if config.scale.loss != "group":
-        return
+    if config.scale.loss != "group" or not config.model.gated or not config.scale.beta:
+        return  # There is no scale loss, or one of samples.
     if config.scale.draw == "sample":
         raise UserError(
             "scale.loss is 'group', and with scale.draw 'sample' no samples share an S: set "

@@ -133,7 +133,7 @@ def _dispatched(
     step: Callable[..., dict[str, jax.Array]], split: data.Split, config: Config,
     grid: tuple[float, ...], batch_size: int, mesh: Mesh,
 ) -> Iterator[tuple[int, int, dict[str, jax.Array]]]:  # fmt: skip
-    """What `step` gives for each batch at each S: the number of S, examples in it, results."""
+    """What `step` gives for each batch at each S: place of S in the grid, examples, results."""
     _, hosts = _place(mesh)
     requests = [
         sharding.global_batch({"": np.full(batch_size // hosts, scale, np.float32)}, mesh)[""]
