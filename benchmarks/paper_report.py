@@ -175,7 +175,7 @@ def _plot(found: pd.DataFrame, labels: dict[str, str], bars: bool = False) -> Fi
         rows = _of(found, name)
         spread = 100 * rows.blocks_std * rows.usage_percent / (100 * rows.blocks_mean)
         style: Any = {"marker": "o", "markersize": 4, "linewidth": 1.3, "label": label}
-        style["capsize"] = 3
+        style |= {"capsize": 3, "color": "black" if name == "ours" else None}
         spread = spread if bars else None
         left.errorbar(rows.usage_percent, rows.top1_percent, xerr=spread, **style)
         right.errorbar(100 * rows.scale, rows.usage_percent, yerr=spread, **style)
