@@ -9,7 +9,7 @@ demo: .venv/installed
 	.venv/bin/python evaluate.py --workdir=runs/digits
 
 test: lint
-	JAX_PLATFORMS=cpu .venv/bin/python -m pytest -q
+	JAX_PLATFORMS=cpu .venv/bin/python -m pytest -q -n logical --maxprocesses=4 --dist=loadfile
 
 lint: .venv/installed
 	.venv/bin/ruff check

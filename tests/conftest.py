@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 
-# Before JAX is imported: the many small runs of these tests then compile each program once.
-_CACHE = tempfile.TemporaryDirectory(prefix="urnet_jax_compiled_")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE.name)
+# Before JAX is imported: the many small runs of these tests then compile each program once. Workers
+# find the folder that the process which started them has named.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _CACHE = tempfile.TemporaryDirectory(prefix="urnet_jax_compiled_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 # The helpers' assertions then explain themselves as those of the tests do.

@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import functools
-import math
 from typing import Any
 
 import jax
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from resnet_reference import not_trivial
 from urnet_jax import state
 from urnet_jax.architecture import Architecture, Execution
 from urnet_jax.resnet import ResNet
@@ -67,12 +67,8 @@ def network(name: str, dtype: str = "float32") -> tuple[Any, Any, Any]:
             values = (
                 np.full(size, 1 / size[-2]) if kind == "kernel" else np.broadcast_to(bias, size)
             )
-        elif kind == "kernel":
-            values = rng.normal(size=size) * math.sqrt(2 / math.prod(size[-4:-1]))
-        elif kind in ("scale", "var"):
-            values = rng.uniform(*{"scale": (0.3, 0.9), "var": (0.7, 1.5)}[kind], size)
         else:
-            values = rng.normal(0, 0.1, size)
+            values = not_trivial(kind, size, rng)
         return jnp.asarray(values, jnp.float32)
 
     filled = [

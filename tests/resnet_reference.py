@@ -36,16 +36,18 @@ def filled(shapes: nnx.State) -> Any:
     rng = np.random.default_rng(7)
 
     def fill(path: tuple, leaf: Any) -> jax.Array:
-        kind, size = path[-1].key, leaf.shape
-        if kind == "kernel":
-            values = rng.normal(size=size) * math.sqrt(2 / math.prod(size[-4:-1]))
-        elif kind in ("scale", "var"):
-            values = rng.uniform(*{"scale": (0.3, 0.9), "var": (0.7, 1.5)}[kind], size)
-        else:
-            values = rng.normal(0, 0.1, size)
-        return jnp.asarray(values, jnp.float32)
+        return jnp.asarray(not_trivial(path[-1].key, leaf.shape, rng), jnp.float32)
 
     return jax.tree_util.tree_map_with_path(fill, nnx.to_pure_dict(shapes))
+
+
+def not_trivial(kind: str, size: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """What a kernel, a bias, or a scale, mean or var of BatchNorm might be after training."""
+    if kind == "kernel":
+        return rng.normal(size=size) * math.sqrt(2 / math.prod(size[-4:-1]))
+    if kind in ("scale", "var"):
+        return rng.uniform(*{"scale": (0.3, 0.9), "var": (0.7, 1.5)}[kind], size)
+    return rng.normal(0, 0.1, size)
 
 
 @functools.cache
