@@ -6,8 +6,8 @@ r"""The paper's networks trained again, beside its figures.
 Trains a plain network (or brings the weights of a PyTorch file to the data), from it the chosen
 rows one after another, evaluates each over S and writes a JSON file, a table and figures.
 
---rows          sets of rows (table1, figure5, figure8, choices, ablation) or single ones; default:
-                table1
+--rows          sets of rows (table1, figure5, figure8, choices, ablation) or single ones; a set
+                comes with the row that it is compared with; default: table1
 --base          resnet20 (default), resnet110, ...
 --data          cifar10 (default), cifar100, or digits, to try it out
 --data_dir      a prepared TFDS data_dir; the digits need none
@@ -17,13 +17,14 @@ rows one after another, evaluates each over S and writes a JSON file, a table an
                 the rates of `paper_rows.SHORT`
 --workdir       the folder of the runs (default: runs/paper); a run that was made with other
                 settings is refused
---time_limit_s  after which the network in training saves; the same command goes on, also elsewhere
-                with --workdir and --output carried there
+--time_limit_s  after which the network in training saves, and what there is is written; the same
+                command goes on, also elsewhere with --workdir and --output carried there
 --output        the folder of what is written (default: results/paper), in a folder of its own for
                 each base and dataset
 --fresh         evaluate again what is recorded
 """
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -31,7 +32,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 # Run as a script, the repository's root is not where Python looks; it need not be installed.
@@ -42,6 +43,7 @@ from absl import flags
 from benchmarks import paper_report, paper_rows, results, timing
 from urnet_jax import config as config_lib
 from urnet_jax.errors import Stopped, UserError, told_to_the_user
+from urnet_jax.fields import LATER
 from urnet_jax.interruption import EXIT_CODES
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -61,30 +63,63 @@ STEADY = {
 """Fields of all runs: their checkpoints stay small enough to be carried elsewhere."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """One to be trained: its workdir, its config and the fields of that which are overridden."""
+
+    workdir: pathlib.Path
+    config: str
+    fields: dict[str, Any]
+    settings: dict[str, Any]
+    """All that it hangs on."""
+
+
 def main(argv: Sequence[str]) -> None:
     """Runs the command line."""
     values = _flags()
     with told_to_the_user("Interrupted: the same command goes on from the last checkpoint."):
         timing.parse_flags(values, list(argv), __doc__ or "")
-        rows, deadline = paper_rows.chosen(values.rows), time.monotonic() + values.time_limit_s
-        if not values.data_dir and values.data != "digits":
-            raise UserError("--data_dir is missing; name a prepared TFDS data_dir.")
-        networks = {paper_rows.BASE: _base(values)}
-        networks |= {name: _row(values, row) for name, row in rows.items()}
-        base = _settings(*networks[paper_rows.BASE])
-        groups: list[results.Group] = []
-        for name, (config, fields) in networks.items():
-            settings = _settings(config, fields)
-            if name != paper_rows.BASE:
-                settings["base"] = base
-            _check_workdir(f"{values.workdir}/{name}", settings)
-            measure = functools.partial(_measure, values, name, config, fields, settings, deadline)
-            groups.append((name, settings, measure))
+        groups = _groups(values, deadline=time.monotonic() + values.time_limit_s)
         values.output = f"{values.output}/{values.base}_{values.data}"
-        path, record = results.measure(groups, values, timed=False, device=_device())
-        record |= {"base": values.base, "dataset": values.data}
-        for written in paper_report.write(record, pathlib.Path(path), values.workdir):
+        device, about = _device(), {"base": values.base, "dataset": values.data}
+        path = pathlib.Path(results.file(values.output, device))
+        try:
+            _, record = results.measure(
+                groups, values, timed=False, device=device, about=about, same=same_settings
+            )
+        except Stopped:
+            if path.exists():
+                paper_report.write(json.loads(path.read_text()) | about, path, values.workdir)
+            raise
+        for written in paper_report.write(record, path, values.workdir):
             print(written)
+
+
+def _groups(values: flags.FlagValues, deadline: float) -> list[results.Group]:
+    """The plain network and the chosen rows, each to be trained from it and evaluated.
+
+    Raises:
+      UserError: there is no such row, network or data, or a workdir holds another run.
+    """
+    rows = paper_rows.chosen(values.rows)
+    if not values.data_dir and values.data != "digits":
+        raise UserError("--data_dir is missing; name a prepared TFDS data_dir.")
+    asked = {paper_rows.BASE: _base(values)}
+    asked |= {name: _row(values, row) for name, row in rows.items()}
+    base = _settings(*asked[paper_rows.BASE])
+    groups: list[results.Group] = []
+    trainings: list[Callable[[], None]] = []
+    for name, (config, fields) in asked.items():
+        settings = _settings(config, fields)
+        settings |= {} if name == paper_rows.BASE else {"base": base}
+        network = Network(pathlib.Path(values.workdir) / name, config, fields, settings)
+        _check_workdir(network)
+        train = functools.cache(functools.partial(_train, network, deadline))
+        # The first is the plain network, which a row needs also where it is recorded already.
+        needed = [*trainings[:1], train]
+        groups.append((name, settings, functools.partial(_measure, network, needed, deadline)))
+        trainings.append(train)
+    return groups
 
 
 def _flags() -> flags.FlagValues:
@@ -148,47 +183,67 @@ def _settings(config: str, fields: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(kept))
 
 
-def _check_workdir(workdir: str, settings: dict[str, Any]) -> None:
+def same_settings(held: dict[str, Any], asked: dict[str, Any]) -> bool:
+    """Whether settings are the same, to what is recorded of their digits."""
+    return _whole(held) == _whole(asked)
+
+
+def _whole(settings: dict[str, Any]) -> dict[str, Any]:
+    """With what fields mean that settings from before them lack."""
+    base = {"base": _whole(settings["base"])} if "base" in settings else {}
+    return results.rounded(LATER | settings | base)
+
+
+def _check_workdir(network: Network) -> None:
     """Refuses a run that was made with other settings, which it would go on with.
 
     Raises:
       UserError: there is one.
     """
-    path = pathlib.Path(workdir) / SETTINGS
+    path = network.workdir / SETTINGS
     if not path.exists():
         if any(path.parent.glob("*")):
             raise UserError(
-                f"{workdir} holds something else than a run of this benchmark: move it."
+                f"{network.workdir} holds something else than a run of this benchmark: move it."
             )
         return
-    held = json.loads(path.read_text())
-    for name in settings.keys() | held.keys():
-        if held.get(name) != settings.get(name):
-            now, then = (f"{values.get(name)!r:.200}" for values in (settings, held))
+    held, asked = _whole(json.loads(path.read_text())), _whole(network.settings)
+    for name in asked.keys() | held.keys():
+        if held.get(name) != asked.get(name):
+            now, then = (f"{values.get(name)!r:.200}" for values in (asked, held))
             raise UserError(
-                f"{workdir} holds a run with {name} {then}, and {now} is asked for: move that "
-                "folder, or name another --workdir."
+                f"{network.workdir} holds a run with {name} {then}, and {now} is asked for: move "
+                "that folder, or name another --workdir."
             )
 
 
-def _measure(
-    values: flags.FlagValues, name: str, config: str, fields: dict[str, Any],
-    settings: dict[str, Any], deadline: float,
-) -> tuple[list[results.Row], dict[str, str]]:  # fmt: skip
-    """Trains a network to its end, or goes on with it, and evaluates it.
+def _train(network: Network, deadline: float) -> None:
+    """Trains a network to its end, or goes on with it.
 
     Raises:
       Stopped: the time was over, or a SIGTERM came; it has saved.
-      UserError: training or evaluation ended otherwise, and has said why.
+      UserError: training ended otherwise, and has said why.
     """
-    workdir = pathlib.Path(values.workdir) / name
-    workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n")
-    print(f"{name}: {config}", flush=True)
-    overrides = [f"--config.{field}={_text(value)}" for field, value in fields.items()]
-    _run("train.py", f"--workdir={workdir}", f"--config={config}", *overrides, deadline=deadline)
-    _run("evaluate.py", f"--workdir={workdir}", f"--data_dir={values.data_dir}", deadline=deadline)
-    found = json.loads((workdir / "eval.json").read_text())
+    results.write_json(network.workdir / SETTINGS, network.settings)
+    print(f"{network.workdir.name}: {network.config}", flush=True)
+    overrides = [f"--config.{field}={_text(value)}" for field, value in network.fields.items()]
+    what = f"--workdir={network.workdir}", f"--config={network.config}", *overrides
+    _run("train.py", *what, deadline=deadline)
+
+
+def _measure(
+    network: Network, trainings: Sequence[Callable[[], None]], deadline: float
+) -> tuple[list[results.Row], dict[str, str]]:
+    """Trains what is needed, the network itself the last, and evaluates it.
+
+    Raises:
+      Stopped, UserError: see `_train`; evaluation likewise.
+    """
+    for train in trainings:
+        train()
+    where = f"--workdir={network.workdir}", f"--data_dir={network.fields['data.dir']}"
+    _run("evaluate.py", *where, deadline=deadline)
+    found = json.loads((network.workdir / "eval.json").read_text())
     return [{**row, "step": found["step"]} for row in found["rows"]], {
         "architecture": found["architecture"]
     }

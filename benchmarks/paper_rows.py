@@ -77,6 +77,14 @@ def _changed(table1: str, fields: Mapping[str, Any]) -> Row:
     return Row(table1, {name.replace("__", "."): value for name, value in fields.items()})
 
 
+BY_SGD = {
+    "gates__gate_optimizer": "sgd",
+    "gates__gate_learning_rate_factor": 1.0,
+    "joint__gate_optimizer": "sgd",
+    "joint__gate_learning_rate_factor": 20.0,
+}
+"""Gates learn by the backbone's optimiser, at a rate of which SGD does not leave them dead."""
+
 SETS: dict[str, dict[str, Row]] = {
     "table1": {name: Row(name) for name in TABLE1},
     # beta = 2 is the row urnet.
@@ -95,12 +103,7 @@ SETS: dict[str, dict[str, Row]] = {
         "scale_per_sample": _urnet(scale__draw="sample"),
         "bias_0": _urnet(model__gate_bias=0.0),
         "bias_2": _urnet(model__gate_bias=2.0),
-        "gates_by_sgd": _urnet(
-            gates__gate_optimizer="sgd",
-            gates__gate_learning_rate_factor=1.0,
-            joint__gate_optimizer="sgd",
-            joint__gate_learning_rate_factor=20.0,
-        ),
+        "gates_by_sgd": _urnet(**BY_SGD),
         "loss_of_steps": _urnet(scale__usage="step"),
         "straight_through": _urnet(gate__straight_through=True, gate__sigmoid_probability=0.0),
     },
@@ -112,14 +115,20 @@ SETS: dict[str, dict[str, Row]] = {
         "ours_loss_of_gates": _ours(scale__usage="gate"),
         "ours_beta_8": _ours(scale__beta=8.0),
         "ours_noise": _ours(gate__noise=True),
+        "ours_by_sgd": _ours(**BY_SGD),
     },
 }
 """Sets of rows, by the part of the paper that they make again; `choices` it leaves open, and
 `ablation` is of our own recipe."""
 
+BESIDE = {"figure5": "urnet", "figure8": "urnet", "choices": "urnet", "ablation": "ours"}
+"""The row of table 1 that a set is compared with, and that comes with it."""
+
 
 def chosen(names: str) -> dict[str, Row]:
     """The rows of a list of sets and rows, separated by commas, each once, in that order.
+
+    A set comes with the row that it is compared with.
 
     Raises:
       UserError: one of them is neither.
@@ -132,5 +141,6 @@ def chosen(names: str) -> dict[str, Row]:
                 f"--rows holds {name!r}; expected sets ({', '.join(SETS)}) or rows "
                 f"({', '.join(every)}), separated by commas."
             )
-        found |= SETS.get(name) or {name: every[name]}
+        beside = {BESIDE[name]: every[BESIDE[name]]} if name in BESIDE else {}
+        found |= beside | (SETS.get(name) or {name: every[name]})
     return found

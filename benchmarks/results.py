@@ -3,6 +3,7 @@
 import datetime
 import itertools
 import json
+import operator
 import os
 import pathlib
 import re
@@ -50,6 +51,8 @@ def measure(
     *,
     timed: bool = True,
     device: dict[str, Any] | None = None,
+    about: Mapping[str, Any] | None = None,
+    same: Callable[[Row, Row], bool] = operator.eq,
 ) -> tuple[epath.Path, Row]:
     """Measures the groups that have not been measured with their settings.
 
@@ -61,26 +64,29 @@ def measure(
         after which no further group is started.
       timed: whether it matters that other processes are at work.
       device: of `describe_device`, by default asked for here.
+      about: what the file also says, of all groups.
+      same: whether settings that are recorded are those that are asked for now.
 
     Returns:
-      The file, named after the device, and what it holds: `device`, `runs` (commands, dates,
-      versions), `groups`, and `rows`, each with the `group` and the number of the `run` that it
-      comes from.
+      The file, named after the device, and what it holds: `device`, `about`, `runs` (commands,
+      dates, versions), `groups`, and `rows`, each with the `group` and the number of the `run`
+      that it comes from.
     """
     make_folder(values.output, "--output")
     device, start = device or describe_device(), time.monotonic()
-    path = epath.Path(values.output) / f"{device_slug(device)}.json"
+    path = file(values.output, device)
     record: Row = {"device": device, "runs": [], "groups": [], "rows": []}
     if path.exists():
         record = json.loads(path.read_text())
-    about = describe_run()
-    if about not in record["runs"]:
-        record["runs"].append(about)
+    record |= about or {}
+    run = describe_run()
+    if run not in record["runs"]:
+        record["runs"].append(run)
     machine = {"platform": device["platform"], "device": device["kind"]}
-    machine |= {"threads": device["threads"], "run": record["runs"].index(about)}
+    machine |= {"threads": device["threads"], "run": record["runs"].index(run)}
     for name, settings, measure_group in groups:
         held = [g for g in record["groups"] if g["group"] == name]
-        if held and held[0]["settings"] == settings and not values.fresh:
+        if held and same(held[0]["settings"], settings) and not values.fresh:
             print(f"{name}: measured already; --fresh measures it again.")
             continue
         if time.monotonic() - start > values.time_limit_s:
@@ -102,6 +108,11 @@ def measure(
         write_json(path, record)
         print("; ".join([f"{name}: {took:.0f} s", *(f"{k}: {v}" for k, v in notes.items())]))
     return path, record
+
+
+def file(output: str, device: Mapping[str, Any]) -> epath.Path:
+    """Where `measure` records what was measured on a device."""
+    return epath.Path(output) / f"{device_slug(device)}.json"
 
 
 def describe_device() -> dict[str, Any]:
@@ -152,17 +163,17 @@ def write_json(path: epath.PathLike, record: Mapping[str, Any]) -> None:
 
 def _rows(value: Any) -> str:
     if not isinstance(value, list):
-        return json.dumps(_rounded(value), allow_nan=False)
-    rows = [json.dumps(_rounded(row), allow_nan=False) for row in value]
+        return json.dumps(rounded(value), allow_nan=False)
+    rows = [json.dumps(rounded(row), allow_nan=False) for row in value]
     return "[\n" + ",\n".join(f"  {row}" for row in rows) + "\n ]"
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """With numbers of eight digits, which is more than a clock gives."""
     if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
+        return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_rounded(item) for item in value]
+        return [rounded(item) for item in value]
     return float(f"{value:.8g}") if isinstance(value, float) else value
 
 

@@ -5,11 +5,12 @@ import subprocess
 import sys
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
-from benchmarks import paper_report, paper_rows
-from urnet_jax import checkpoint
+from benchmarks import paper, paper_report, paper_rows
+from urnet_jax import checkpoint, state
 from urnet_jax import config as config_lib
 from urnet_jax.errors import UserError
 
@@ -53,20 +54,37 @@ def test_rows_are_trained_recorded_and_gone_on_with(tmp_path: pathlib.Path):
     other = run(tmp_path, "--rows=urnet", "--base_epochs=2")
     assert other.returncode == 2
     assert "runs/paper/base holds a run with pretrain.epochs 3.0, and 2.0" in other.stderr
-    folder = tmp_path / "runs/paper/urnet" / checkpoint.FOLDER
-    assert sum(file.stat().st_size for file in folder.rglob("*")) < 16e6
+
+
+@pytest.mark.parametrize("name", paper_rows.SETS["table1"])
+def test_a_checkpoint_of_the_papers_largest_network_is_small_enough_to_carry(name: str):
+    config = config_lib.load(f"table1:{name}")
+    assert config.model.depth == 110
+    leaves = jax.tree.leaves(state.abstract_state(config, "joint", 1))
+    assert sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) < 15.5e6  # of 16 MB
 
 
 @pytest.mark.slow
-def test_when_the_time_is_over_it_saves_and_later_goes_on(tmp_path: pathlib.Path):
-    steps = [0]
-    for _ in range(2):
-        stopped = run(tmp_path, "--base_epochs=5000", "--time_limit_s=25")
-        assert stopped.returncode == 75, stopped.stderr
-        assert "Stopped, by --time_limit_s or a signal" in stopped.stderr
-        steps += checkpoint.steps(tmp_path / "runs/paper/base")
-    assert steps == sorted(set(steps)) and len(steps) == 3
-    assert not list((tmp_path / "results/paper").rglob("*.json"))
+def test_when_the_time_is_over_it_saves_and_goes_on_elsewhere(tmp_path: pathlib.Path):
+    long = "--rows=urnet", "--epochs_scale=50"
+    stopped = run(tmp_path, *long, "--time_limit_s=45")
+    assert stopped.returncode == 75, stopped.stderr
+    assert "Stopped, by --time_limit_s or a signal" in stopped.stderr
+    assert "| base |" in stopped.stdout  # What there is is written.
+    (first,) = checkpoint.steps(tmp_path / "runs/paper/urnet")
+    (tmp_path / "runs/paper").rename(tmp_path / "carried")
+    (tmp_path / "results").rename(tmp_path / "recorded")
+    there = "--workdir=carried", "--output=recorded/paper"
+    again = run(tmp_path, *long, *there, "--time_limit_s=25")
+    assert again.returncode == 75, again.stderr
+    assert "base: measured already" in again.stdout
+    (later,) = checkpoint.steps(tmp_path / "carried/urnet")
+    assert 67 < first < later  # 67 steps are the plain network's.
+    # Without the plain network's run its record is of no use: it is trained again.
+    anew = run(tmp_path, "--rows=urnet", "--workdir=anew", "--output=recorded/paper")
+    assert anew.returncode == 0, anew.stderr
+    assert "base: measured already" in anew.stdout and "| urnet |" in anew.stdout
+    assert checkpoint.steps(tmp_path / "anew/base") == [67]
 
 
 @pytest.mark.parametrize(
@@ -98,6 +116,7 @@ def test_choices_change_one_thing_of_a_row(changes: str, of: str):
     together = {  # fields that one choice needs
         "straight_through": {"gate.straight_through", "gate.sigmoid_probability"},
         "gates_by_sgd": {name for name in paper_rows.SHORT if "gate_" in name},
+        "ours_by_sgd": {name for name in paper_rows.SHORT if "gate_" in name},
         "ours_by_sample": {"scale.draw", "scale.loss"},
         "ours_scale_to_1": {"scale.min", "scale.max"},
     }
@@ -111,7 +130,7 @@ def rows_of(network: str, top1: dict[float, float], usage: dict[float, float]) -
     return [
         {
             "group": network, "scale": scale, "top1_percent": top1[scale], "blocks_mean": 9 * share,
-            "blocks_std": 0.5, "usage_mean": share, "flops_share": share,
+            "blocks_std": 0.5, "usage_mean": share, "flops_mean": 8e7 * share, "flops_share": share,
         }
         for scale, share in usage.items()
     ]  # fmt: skip
@@ -139,11 +158,15 @@ def test_the_table_beside_the_paper(record: dict[str, Any]):
     assert urnet.loc[0.2, "paper_to_plain"] == -1.0
     assert np.isnan(urnet.loc[0.4, "paper_to_plain"])  # Not known here.
     text = paper_report.to_markdown(found)
-    assert "| urnet | 82.00 (30) | 84.00 (40) | 86.00 (55) | 88.00 (80) | 90.00 (100) | 3.0 |" in (
-        text
-    )
+    assert (
+        "| urnet | 82.00 (30; 30) | 84.00 (40; 40) | 86.00 (55; 55) | 88.00 (80; 80) | "
+        "90.00 (100; 100) | 3.0 |"
+    ) in text
+    assert urnet.loc[0.2, "flops_mean"] == pytest.approx(2.4e7)
     assert "| ... to plain, the paper's ResNet-110 | -1.0 |  | +0.5 | +0.5 | +0.4 | 4.2 |" in text
-    assert "| base |  |  |  |  | 90.00 (100) |  |" in text
+    assert "| base |  |  |  |  | 90.00 (100; 100) |  |" in text
+    hundred = paper_report.to_markdown(paper_report.table(record | {"dataset": "cifar100"}))
+    assert "| ... to plain, the paper's ResNet-110 |  |  |  |  |  | 11.3 |" in hundred
     digits = paper_report.table(record | {"dataset": "digits"})
     assert np.isnan(digits[["paper_to_plain", "paper_usage_error"]].to_numpy()).all()
     assert "paper" not in paper_report.to_markdown(digits)
@@ -166,3 +189,35 @@ def test_figures_wait_for_their_networks(record: dict[str, Any], tmp_path: pathl
 def test_an_unknown_row():
     with pytest.raises(UserError, match="--rows holds 'x'"):
         paper_rows.chosen("table1,x")
+
+
+def test_a_set_comes_with_the_row_that_it_is_compared_with(tmp_path: pathlib.Path):
+    figures = {
+        "table1": {"table1.png"},
+        "figure5": {"figure5.png"},
+        "figure8": {"figure8.png"},
+        "choices": {"choices.png"},
+        "ablation": {"ablation.png"},
+    }
+    assert figures.keys() == paper_rows.SETS.keys()
+    device = {"processor": "P", "kind": "cpu", "threads": 2}
+    usage = {s: s for s in paper_rows.SCALES}
+    for name, drawn in figures.items():
+        (tmp_path / name).mkdir()
+        rows = [
+            row for network in paper_rows.chosen(name) for row in rows_of(network, usage, usage)
+        ]
+        alone = {"rows": rows, "dataset": "digits", "base": "resnet20", "device": device}
+        written = paper_report.write(alone, tmp_path / name / "device.json", "no_runs")
+        names = {file.name for file in written}
+        assert drawn < names and len(names) == 3 + (name != "table1"), name
+
+
+def test_settings_from_before_a_field_are_the_same():
+    settings = {"scale.beta": 2.0, "joint.epochs": 100 * 0.07, "gate.noise": False}
+    before, other = {"scale.beta": 2.0, "joint.epochs": 7.0}, settings | {"scale.beta": 4.0}
+    assert paper.same_settings(before, settings) and paper.same_settings(
+        {"base": before}, {"base": settings}
+    )
+    assert not paper.same_settings(before, settings | {"gate.noise": True})
+    assert not paper.same_settings({"base": before}, {"base": other})
