@@ -33,4 +33,6 @@ def get_config(row: str = "urnet_ranged") -> ml_collections.ConfigDict:
         raise UserError(f"table2 has no row {row!r}; its rows are {', '.join(ROWS)}.")
     config = config_lib.load("imagenet_resnet101")
     config.update_from_flattened_dict(ROWS[row])
+    if not config.model.gated:  # As long as the rows that have a phase of gates.
+        config.joint.epochs += config.gates.epochs
     return config

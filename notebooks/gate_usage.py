@@ -81,6 +81,12 @@ gates = inspection.gate_table(evaluation)
 inspection.plot_usage_by_class(gates)
 
 # %% [markdown]
+# And at one S by class and block: where do classes part?
+
+# %%
+inspection.plot_usage_by_class(gates, scale=0.6)
+
+# %% [markdown]
 # That table has a row for every image, S and block, for questions that are not asked here.
 
 # %%

@@ -9,6 +9,7 @@ from urnet_jax.errors import UserError
 from urnet_jax.fields import FIELDS, LATER
 
 CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "configs"
+FIXED = {"scale.schedule": "fixed", "scale.noise": 0.1}
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem != "__init__")
 
 
@@ -58,10 +59,12 @@ def test_shipped_configs_are_the_promised_ones():
         ("table1", "step_only", {"gate.sigmoid_probability": 0.0}),
         ("table1", "block_attention", {"gate.random_drop": "always", "model.gated": True}),
         ("table1", "urnet", {"gate.sigmoid_probability": 0.1, "scale.beta": 2.0}),
+        ("table1", "paper", {"gate.sigmoid_probability": 0.1, "scale.beta": 2.0}),
         ("table1", "ours", {"scale.usage": "step"}),
         ("table2", "resnet75", {"model.gated": False, "model.depth": 75}),
         ("table2", "urnet_ranged", {"model.gated": True, "scale.schedule": "ranged"}),
-        ("table2", "urnet_fixed_0.6", {"scale.schedule": "fixed", "eval.scales": (0.6,)}),
+        ("table2", "urnet_fixed_0.6", FIXED | {"scale.fixed": 0.6, "eval.scales": (0.6,)}),
+        ("table2", "urnet_fixed_0.2", FIXED | {"scale.fixed": 0.2, "eval.scales": (0.2,)}),
     ],
 )
 def test_a_row_of_the_papers_tables(table: str, row: str, fields: dict[str, object]):
@@ -69,8 +72,8 @@ def test_a_row_of_the_papers_tables(table: str, row: str, fields: dict[str, obje
     config_lib.validate(config)
     values = config_lib.flatten(config)
     assert fields.items() <= values.items()
-    if table == "table1":
-        assert config.gates.epochs * config.model.gated + config.joint.epochs == 500
+    epochs = config.gates.epochs * config.model.gated + config.joint.epochs
+    assert epochs == {"table1": 500, "table2": 20}[table]
 
 
 def test_an_unknown_row_lists_the_known_ones():

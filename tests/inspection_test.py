@@ -1,19 +1,16 @@
 """Looking into the runs that other tests made, and into tables whose answers are known."""
 
-import pathlib
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
 from IPython.core.formatters import PNGFormatter
 
-from urnet_jax import checkpoint, flops, inspection, state
+from urnet_jax import flops, inspection
 from urnet_jax.errors import UserError
 from urnet_jax.evaluation import summarize
 from urnet_jax.figures import to_png
-from urnet_jax.meta import Meta
 
 SCALES = (0.2, 1.0)
 
@@ -72,6 +69,11 @@ def test_usage_by_block_and_by_class(evaluation, gates):
     threes = evaluation.gates[:, evaluation.labels == 3]
     np.testing.assert_allclose(by_class.loc[3], threes.mean(axis=(1, 2)))
     assert inspection.usage(gates, by="label").shape == (10, 3)
+    together: Any = inspection.usage(gates, by=["label", "scale"])
+    assert together.shape == (20, 3)
+    np.testing.assert_allclose(together.loc[(3, 1.0)], threes[1].mean(axis=0))
+    drawn: Any = inspection.plot_usage_by_class(gates, scale=1.0).axes[0].images[0].get_array()
+    np.testing.assert_allclose(drawn[3], 100 * threes[1].mean(axis=0))
 
 
 def test_the_part_at_some_scales(evaluation):
@@ -185,6 +187,25 @@ def test_a_subset_is_spread_over_the_split(run, evaluation):
         run.subset(0)
 
 
+def test_samples_of_a_subset_keep_their_numbers(run, gates):
+    split: Any = run.split()
+    few = run.subset(20, split)
+    part = run.gates(SCALES, few)
+    assert part["sample"].unique().tolist() == few.numbers.tolist()
+    chosen = inspection.easy_and_hard(part, 1.0, 2)
+    for asked in (few, split):  # A number names the same image in both.
+        shown = [axes.images[0].get_array() for axes in run.plot_samples(chosen, asked).axes[:4]]
+        for image, number in zip(shown, chosen["sample"], strict=True):
+            np.testing.assert_array_equal(image, split.images[number].squeeze())
+        sample = int(chosen["sample"].iloc[-1])
+        swept = run.sweep(sample, SCALES, asked)
+        expected = gates.query("sample == @sample").reset_index(drop=True)
+        columns = ["sample", "label", "prediction", "scale", "block", "gate"]
+        pd.testing.assert_frame_equal(swept[columns], expected[columns])
+    with pytest.raises(UserError, match="The sample is 1; .* has a subset of 20 samples, of which"):
+        run.sweep(1, SCALES, few)
+
+
 def test_captions_say_what_a_lower_scale_made_of_an_image(run):
     table = inspection.right_and_wrong(made_up())
     (axes,) = run.plot_samples(table, columns=1).axes
@@ -199,77 +220,3 @@ def test_images_are_those_of_the_split(run):
     ), split, columns=1)  # fmt: skip
     shown = figure.axes[0].images[0].get_array()
     np.testing.assert_array_equal(shown, split.images[5].squeeze())
-
-
-def test_a_network_without_trained_gates_is_refused(tiny, finished, tmp_path):
-    with pytest.raises(UserError, match="holds no checkpoint"):
-        inspection.load(tmp_path)
-    first = min(
-        (checkpoint.read_meta(finished, step) for step in checkpoint.steps(finished)),
-        key=lambda meta: meta.step,
-    )
-    if first.phase == "pretrain":
-        with pytest.raises(UserError, match="of phase pretrain, which has no trained gates"):
-            inspection.load(finished, first.step)
-    config = tiny({"model.gated": False, "pretrain.epochs": 0.1, "joint.epochs": 0.0})
-    from urnet_jax import training
-
-    training.train_and_evaluate(config, tmp_path / "plain")
-    with pytest.raises(UserError, match="of a plain network, which has no trained gates"):
-        inspection.load(tmp_path / "plain")
-
-
-def test_gates_that_are_given_have_no_logits(tiny):
-    config = tiny()
-    graph, variables = state.network_graph(config), state.init_variables(config)
-    images, scale = jnp.zeros((2, 8, 8, 1)), jnp.ones(2)
-    logits, gates, gate_logits, _ = state.apply(
-        graph, *variables, images, scale, with_gate_logits=True
-    )
-    assert gates.shape == gate_logits.shape == (2, 3)
-    assert logits.shape == (2, 10)
-    with pytest.raises(ValueError, match="have no logits"):
-        state.apply(graph, *variables, images, scale, gates=np.ones((2, 3)), with_gate_logits=True)
-
-
-@pytest.mark.parametrize("execution", ["dense", "cond", "compact", "pieces"])
-def test_every_execution_gives_the_logits(tiny, execution):
-    config = tiny()
-    graph, variables = state.network_graph(config), state.init_variables(config)
-    rng = np.random.default_rng(0)
-    images, scale = jnp.asarray(rng.normal(size=(4, 8, 8, 1)), jnp.float32), jnp.full(4, 0.5)
-    settings: Any = {"with_gate_logits": True}
-    expected = state.apply(graph, *variables, images, scale, **settings)
-    found = state.apply(graph, *variables, images, scale, execution=execution, **settings)
-    for a, b in zip(found[:3], expected[:3], strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
-
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-TRAINED = ROOT / "results" / "cifar10_resnet20" / "run"
-TFDS = ROOT.parent / "shared" / "data" / "tfds"
-
-
-@pytest.mark.skipif(not (TFDS / "cifar10").is_dir(), reason="no prepared cifar10")
-def test_the_trained_network_of_the_results_has_paths_that_depend_on_the_image():
-    run = inspection.load(TRAINED, data_dir=str(TFDS))
-    gates = run.gates((0.4, 0.6))
-    paths = inspection.distinct_paths(gates).to_dict()
-    assert min(paths.values()) > 1
-    table: Any = inspection.samples(gates)
-    used = table.groupby("scale")["blocks"].mean()
-    assert used.to_dict() == pytest.approx({0.4: 4.15, 0.6: 5.86}, abs=0.01)
-
-
-def test_random_drop_leaves_an_example_the_same_blocks_in_any_part_of_a_split(tiny):
-    config = tiny({"model.gated": False, "gate.random_drop": "test"})
-    meta = Meta(1, "joint", 1, 1, 22.0, config)
-    dropping = inspection.Run(meta, *state.init_variables(config))
-    whole = dropping.evaluate((0.5,)).gates[0]
-    assert len(np.unique(whole, axis=0)) > 1
-    part = dropping.subset(7)
-    assert part.numbers is not None
-    np.testing.assert_array_equal(dropping.evaluate((0.5,), part).gates[0], whole[part.numbers])
-    for sample in (3, 200):
-        swept = dropping.sweep(sample, (0.5,))
-        np.testing.assert_array_equal(swept["gate"], whole[sample])

@@ -90,12 +90,12 @@ def test_nothing_lies_outside(written, read):
 def test_pictures_are_pngs_that_are_described(read, varied):
     check_pictures(read)
     check_pictures(Page(varied))
-    assert Page(varied).counts["img"] == 4 + 8 + 8 + 16 + 1
+    assert Page(varied).counts["img"] == 5 + 8 + 8 + 16 + 1
 
 
 def check_pictures(read: Page) -> None:
     sources, texts = read.values("img", "src"), read.values("img", "alt")
-    assert len(sources) == len(texts) == read.counts["img"] >= 4 + 1
+    assert len(sources) == len(texts) == read.counts["img"] >= 5 + 1
     assert min(map(len, texts)) > 10
     for source in sources:
         kind, content = source.split(",")

@@ -126,6 +126,18 @@ def test_choices_change_one_thing_of_a_row(changes: str, of: str):
         assert len(differing) == 1 or name in together
 
 
+def test_rows_hold_the_numbers_of_their_names():
+    for name, row in (paper_rows.SETS["figure5"] | paper_rows.SETS["figure8"]).items():
+        config, number = config_lib.load(f"table1:{row.table1}"), float(name.partition("_")[2])
+        config.update_from_flattened_dict(dict(row.fields))
+        assert row.table1 == "urnet" and config.scale.noise == 0.1
+        if name.startswith("beta"):
+            assert config.scale.beta == number and config.scale.schedule == "ranged"
+        else:
+            assert config.scale.fixed == number and config.scale.schedule == "fixed"
+            assert config.eval.scales == (number,) and config.scale.beta == 2
+
+
 def rows_of(network: str, top1: dict[float, float], usage: dict[float, float]) -> list[Any]:
     return [
         {

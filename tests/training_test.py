@@ -191,6 +191,18 @@ def test_every_phase_begins_from_another_run(phase, plain, finished, tiny):
         assert (int(begun.step), int(begun.phase_step)) == (29, 0)
 
 
+def test_gates_that_another_run_has_not_trained_begin_anew(tiny, tmp_path):
+    short = {"pretrain.epochs": 0.1, "gates.epochs": 0.0, "joint.epochs": 0.0}
+    training.train_and_evaluate(tiny(short | {"model.gate_bias": 3.0}), tmp_path)
+    config = tiny({"gates.init_from": str(tmp_path), "model.gate_bias": -1.0})
+    begun = training.start_phase(config, "gates", STEPS_PER_EPOCH, None, MESH)
+    gates, backbone = optimizer.split_trained(begun.params, "gates")
+    assert_identical(gates, optimizer.split_trained(state.init_variables(config)[0], "gates")[0])
+    source = newest_state(tmp_path)
+    assert_identical(backbone, optimizer.split_trained(source.params, "gates")[1])
+    assert_identical(begun.batch_stats, source.batch_stats)
+
+
 def test_a_plain_network_begins_from_a_gated_run(finished, tiny):
     config = tiny({"model.gated": False, "joint.init_from": str(finished)})
     begun = training.start_phase(config, "joint", STEPS_PER_EPOCH, None, MESH)

@@ -119,7 +119,7 @@ def evaluate(
     return Evaluation(
         arch=arch,
         scales=grid,
-        index=np.arange(split.num_examples),
+        index=np.arange(split.num_examples) if split.numbers is None else split.numbers,
         labels=rows["label"][0],
         predictions=rows["prediction"],
         loss=rows["loss"],

@@ -10,9 +10,9 @@ from urnet_jax.evaluation import Evaluation
 def gate_table(evaluation: Evaluation) -> pd.DataFrame:
     """A row for every S, sample and block.
 
-    Columns: `sample` (its number in the split), `label`, `prediction`, `scale` (S), `block` (from
-    1, in network order), `gate` (1 where the sample used the block), `gate_logit` (0 and above
-    opens it) and `flops` (of the whole sample at that S).
+    Columns: `sample` (its number in the whole split), `label`, `prediction`, `scale` (S), `block`
+    (from 1, in network order), `gate` (1 where the sample used the block), `gate_logit` (0 and
+    above opens it) and `flops` (of the whole sample at that S).
     """
     k, n, blocks = evaluation.gates.shape
     logits = evaluation.gate_logits
@@ -43,9 +43,9 @@ def samples(gates: pd.DataFrame) -> pd.DataFrame:
     return table.reset_index()
 
 
-def usage(gates: pd.DataFrame, by: str = "scale") -> pd.DataFrame:
-    """The share of samples that use each block (columns), by `scale` (the paper's figure 4) or
-    another column, as `label`.
+def usage(gates: pd.DataFrame, by: str | list[str] = "scale") -> pd.DataFrame:
+    """The share of samples that use each block (columns), by `scale` (the paper's figure 4),
+    another column, or several, as `["scale", "label"]`.
     """  # fmt: skip
     return gates.pivot_table(index=by, columns="block", values="gate", aggfunc="mean")
 

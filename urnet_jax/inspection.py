@@ -119,16 +119,16 @@ class Run:
     ) -> pd.DataFrame:
         """The gates of one example as S goes from one end to the other, as `gate_table` gives them.
 
+        Args:
+          sample: its number in the whole split, also where `split` is a subset.
+          scales: by default from 0 to 1 by 0.05.
+          split: by its name, or opened.
+
         Raises:
           UserError: the split has no such example.
         """
         split = self.split(split) if isinstance(split, str) else split
-        if not 0 <= sample < split.num_examples:
-            raise UserError(
-                f"The sample is {sample}; the split {split.name} of {split.dataset} has 0 to "
-                f"{split.num_examples - 1}."
-            )
-        return self.gates(scales, _only(split, np.array([sample]))).assign(sample=sample)
+        return self.gates(scales, _only(split, _places(split, np.array([sample]))))
 
     def plot_samples(
         self, table: pd.DataFrame, split: str | data.Split = "test", columns: int = 8
@@ -138,7 +138,7 @@ class Run:
         These say the class, the prediction where it is wrong, and the blocks used.
         """
         split = self.split(split) if isinstance(split, str) else split
-        images, _ = data.examples(split, table["sample"].to_numpy())
+        images, _ = data.examples(split, _places(split, table["sample"].to_numpy()))
         rows: Any = table.itertuples()
         captions = [
             f"#{row.sample}: class {row.label}"
@@ -164,6 +164,25 @@ def _only(split: data.Split, index: np.ndarray) -> data.Split:
     )  # fmt: skip
 
 
+def _places(split: data.Split, samples: np.ndarray) -> np.ndarray:
+    """Where in a split, or a subset of one, the samples of these numbers lie.
+
+    Raises:
+      UserError: it has none of such a number.
+    """
+    numbers = np.arange(split.num_examples) if split.numbers is None else split.numbers
+    missing = samples[~np.isin(samples, numbers)]
+    if missing.size:
+        has = f"0 to {numbers[-1]}"
+        if split.numbers is not None:
+            has = f"a subset of {len(numbers)} samples, of which that is none: name the whole split"
+        raise UserError(
+            f"The sample is {missing[0]}; the split {split.name} of {split.dataset} has {has}."
+        )
+    order = np.argsort(numbers)
+    return order[np.searchsorted(numbers, samples, sorter=order)]
+
+
 def load(
     workdir: epath.PathLike, which: Literal["newest", "best"] | int = "newest", data_dir: str = ""
 ) -> Run:
@@ -175,7 +194,8 @@ def load(
       data_dir: where the dataset lies now; by default where the config says.
 
     Raises:
-      UserError: the workdir holds no such checkpoint, or the network has no trained gates.
+      UserError: the workdir holds no such checkpoint, the network has no trained gates, or its
+        blocks are dropped at random.
     """
     meta, params, batch_stats = checkpoint.load_for_evaluation(workdir, which)
     if not meta.config.model.gated or meta.phase == "pretrain":
@@ -183,6 +203,11 @@ def load(
         raise UserError(
             f"The checkpoint of step {meta.step} in {workdir} is {kind}, which has no trained "
             "gates to look into: name the workdir of a run that has reached phase gates."
+        )
+    if meta.config.gate.random_drop != "never":
+        raise UserError(
+            f"In {workdir} chance decides which blocks of the network run (gate.random_drop) and "
+            "says nothing of a sample: look at what evaluate.py shows, top-1 and usage."
         )
     if data_dir:
         meta.config.data.dir = data_dir
@@ -241,8 +266,11 @@ def plot_logits(gates: pd.DataFrame) -> Figure:
     return plots.plot_bands(bands.loc[shown], "S", "gate logit")
 
 
-def plot_usage_by_class(gates: pd.DataFrame) -> Figure:
-    """`usage_by_class` as a map."""
+def plot_usage_by_class(gates: pd.DataFrame, scale: float | None = None) -> Figure:
+    """`usage_by_class` as a map; at one S, the share of a class's samples that use each block."""
+    if scale is not None:
+        table = usage(at_scale(gates, scale), by="label")
+        return plots.plot_map(table, "block, in network order", "class", "samples using\nit, %")
     table = usage_by_class(gates)
     return plots.plot_map(table, "S", "class", "blocks that a\nsample uses, %")
 

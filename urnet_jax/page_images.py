@@ -47,7 +47,7 @@ class Seen:
         )
         table = html.table("Different paths at each S", columns, rows)
         beside = html.side_by_side if len(rows) <= _MOST_CLASSES else html.column
-        pieces = [beside(self._by_class(), html.column(table, about))]
+        pieces = [beside(self._by_class(), html.column(table, about)), self._by_class_and_block()]
         if self._extremes is None:
             text = "At each S all images use equally many blocks: none is easier than another."
             pieces.append(html.paragraph(text))
@@ -113,20 +113,39 @@ class Seen:
         each = [inspection.usage_by_class(self._gates(s)) for s in self._evaluation.scales]
         usage = pd.concat(each, axis=1)
         mean = 100 * usage.mean(axis=1).sort_values(kind="stable")
-        which = "each class"
-        if len(usage) > _MOST_CLASSES:
-            half = _MOST_CLASSES // 2
-            which = f"the {half} classes that use most (above) and the {half} that use least"
-            usage = usage.loc[[*mean.index[:half], *mean.index[-half:]]]
-        usage.index = pd.Index([self._short(label) for label in usage.index])
-        width = html.width(usage.shape[1])
         least, most = (self._name(mean.index[end]) for end in (0, -1))
+        usage, which = self._of_classes(usage)
+        width = html.width(usage.shape[1])
         return html.plot(
             plots.plot_map(usage, "S", "class", "blocks that an\nimage uses, %", width),
             f"The share of blocks that images of {which} use at each S.",
             f"Map of usage by class and S. Over all S images of {least} use the fewest blocks, "
             f"{mean.iloc[0]:.1f} %, and those of {most} the most, {mean.iloc[-1]:.1f} %.",
         )
+
+    def _by_class_and_block(self) -> str:
+        gates = self._gates(self._widest)
+        usage, which = self._of_classes(inspection.usage(gates, by="label"))
+        spread = usage.max() - usage.min()
+        return html.plot(
+            plots.plot_map(
+                usage, "block, in network order", "class", "images using\nit, %",
+                html.width(self._total),
+            ),
+            f"The share of images of {which} that use each block at S = {self._widest:g}, the S at "
+            "which images differ most.",
+            f"Map of usage by class and block at S = {self._widest:g}. Classes differ most in "
+            f"block {spread.idxmax()}, by {100 * spread.max():.1f} points.",
+        )  # fmt: skip
+
+    def _of_classes(self, usage: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+        """The rows of not too many classes, under their names, and which they are."""
+        which, order = "each class", usage.mean(axis=1).sort_values(kind="stable").index
+        if len(usage) > _MOST_CLASSES:
+            half = _MOST_CLASSES // 2
+            which = f"the {half} classes that use most (above) and the {half} that use least"
+            usage = usage.loc[[*order[:half], *order[-half:]]]
+        return usage.set_axis([self._short(label) for label in usage.index], axis="index"), which
 
     def _group(self, kind: str) -> str:
         rows: Any = self._extremes[self._extremes["kind"] == kind]

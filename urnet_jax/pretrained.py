@@ -247,9 +247,9 @@ def _describe(held: dict[str, Any]) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """For people: 'fc.bias, fc.weight, a and 4 more'."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
+    """For people; of very many the first twenty: 'fc.bias, ..., fc.weight and 4 more'."""
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    return ", ".join(names[:20]) + more
 
 
 def initial_variables(config: Config) -> tuple[Tree, Tree]:
