@@ -95,7 +95,8 @@ SETS: dict[str, dict[str, Row]] = {
         )
         for scale in (0.2, 0.4, 0.6, 0.8)
     },
-    # Each differs from the row urnet in one choice that the paper leaves open.
+    # Each differs from the row urnet in one choice that the paper leaves open, or in the seed: what
+    # that changes is chance.
     "choices": {
         "p_per_sample": _urnet(gate__draw="sample"),
         "p_per_step": _urnet(gate__draw="step"),
@@ -106,8 +107,10 @@ SETS: dict[str, dict[str, Row]] = {
         "gates_by_sgd": _urnet(**BY_SGD),
         "loss_of_steps": _urnet(scale__usage="step"),
         "straight_through": _urnet(gate__straight_through=True, gate__sigmoid_probability=0.0),
+        "seed_1": _urnet(seed=1),
+        "seed_2": _urnet(seed=2),
     },
-    # Each changes one thing of the row ours.
+    # Each changes one thing of the row ours, or the seed.
     "ablation": {
         "ours_p_0.1": _ours(gate__sigmoid_probability=0.1),
         "ours_by_sample": _ours(scale__draw="sample", scale__loss="sample"),
@@ -116,6 +119,8 @@ SETS: dict[str, dict[str, Row]] = {
         "ours_beta_8": _ours(scale__beta=8.0),
         "ours_noise": _ours(gate__noise=True),
         "ours_by_sgd": _ours(**BY_SGD),
+        "ours_seed_1": _ours(seed=1),
+        "ours_seed_2": _ours(seed=2),
     },
 }
 """Sets of rows, by the part of the paper that they make again; `choices` it leaves open, and
