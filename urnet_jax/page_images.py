@@ -46,8 +46,10 @@ class Seen:
             "heed S alone; the more there are, the more they heed the image."
         )
         table = html.table("Different paths at each S", columns, rows)
-        beside = html.side_by_side if len(rows) <= _MOST_CLASSES else html.column
-        pieces = [beside(self._by_class(), html.column(table, about)), self._by_class_and_block()]
+        narrow = html.width(1) == html.width(max(len(rows), self._total))
+        beside = html.side_by_side if narrow else html.column
+        pieces = [beside(self._by_class(), self._by_class_and_block())]
+        pieces.append(html.side_by_side(table, about))
         if self._extremes is None:
             text = "At each S all images use equally many blocks: none is easier than another."
             pieces.append(html.paragraph(text))
