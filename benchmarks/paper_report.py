@@ -173,11 +173,12 @@ def _plot(found: pd.DataFrame, labels: dict[str, str], bars: bool = False) -> Fi
     if not labels:
         return None
     figure, (left, right) = _two()
-    for name, label in labels.items():
+    for place, (name, label) in enumerate(labels.items()):
         rows = _of(found, name)
         spread = 100 * rows.blocks_std * rows.usage_percent / (100 * rows.blocks_mean)
         style: Any = {"marker": "o", "markersize": 4, "linewidth": 1.3, "label": label}
         style |= {"capsize": 3, "color": "black" if name == "ours" else None}
+        style["linestyle"] = "-" if place < 10 else "--"  # There are ten colours.
         spread = spread if bars else None
         left.errorbar(rows.usage_percent, rows.top1_percent, xerr=spread, **style)
         right.errorbar(100 * rows.scale, rows.usage_percent, yerr=spread, **style)
@@ -186,7 +187,7 @@ def _plot(found: pd.DataFrame, labels: dict[str, str], bars: bool = False) -> Fi
 
 
 def _two() -> tuple[Figure, tuple[Axes, Axes]]:
-    figure = Figure(figsize=(10, 4.2), dpi=130, layout="constrained")
+    figure = Figure(figsize=(11, 4.2), dpi=130, layout="constrained")
     left, right = figure.subplots(1, 2)
     return figure, (left, right)
 
@@ -206,4 +207,12 @@ def _finish(left: Axes, right: Axes, found: pd.DataFrame) -> None:
         axes.grid(color="0.92")
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=7)
+    lines = {label: line for axes in (left, right) for line, label in _legend(axes)}
+    figure: Any = left.figure
+    figure.legend(
+        lines.values(), lines.keys(), loc="outside right center", frameon=False, fontsize=8
+    )
+
+
+def _legend(axes: Axes) -> list[tuple[Any, str]]:
+    return list(zip(*axes.get_legend_handles_labels(), strict=True))
