@@ -1,7 +1,7 @@
 r"""The paper's networks trained again, beside its figures.
 
     python benchmarks/paper.py --data_dir=DIR --init=resnet20.th --base_epochs=4 \
-        --epochs_scale=0.006 --rows=table1,figure5,figure8,choices,ablation
+        --epochs_scale=0.01 --rows=table1,figure5,figure8,choices,ablation
 
 Trains a plain network (or brings the weights of a PyTorch file to the data), from it the chosen
 rows one after another, evaluates each over S and writes a JSON file, a table and figures.
@@ -41,6 +41,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from absl import flags
 
 from benchmarks import paper_report, paper_rows, results, timing
+from urnet_jax import checkpoint
 from urnet_jax import config as config_lib
 from urnet_jax.errors import Stopped, UserError, told_to_the_user
 from urnet_jax.fields import LATER
@@ -82,12 +83,12 @@ def main(argv: Sequence[str]) -> None:
         groups = _groups(values, deadline=time.monotonic() + values.time_limit_s)
         values.output = f"{values.output}/{values.base}_{values.data}"
         device, about = _device(), {"base": values.base, "dataset": values.data}
-        path = pathlib.Path(results.file(values.output, device))
+        path = pathlib.Path(results.record_path(values.output, device))
         try:
             _, record = results.measure(
                 groups, values, timed=False, device=device, about=about, same=same_settings
             )
-        except Stopped:
+        except (Stopped, UserError, KeyboardInterrupt):
             if path.exists():
                 paper_report.write(json.loads(path.read_text()) | about, path, values.workdir)
             raise
@@ -115,8 +116,9 @@ def _groups(values: flags.FlagValues, deadline: float) -> list[results.Group]:
         network = Network(pathlib.Path(values.workdir) / name, config, fields, settings)
         _check_workdir(network)
         train = functools.cache(functools.partial(_train, network, deadline))
-        # The first is the plain network, which a row needs also where it is recorded already.
-        needed = [*trainings[:1], train]
+        # The first is the plain network, from which a row begins, be it recorded already.
+        begun = bool(checkpoint.steps(network.workdir))
+        needed = [train] if begun else [*trainings[:1], train]
         groups.append((name, settings, functools.partial(_measure, network, needed, deadline)))
         trainings.append(train)
     return groups

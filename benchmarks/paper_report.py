@@ -30,15 +30,16 @@ def table(record: Row) -> pd.DataFrame:
 
     Columns: `network`, `scale`, `top1_percent`, `to_plain` (points over the plain network that was
     trained as long: row random_drop_test at S = 1), `paper_to_plain`, `blocks_mean`, `blocks_std`,
-    `usage_percent`, `flops_mean` (of a sample), `flops_percent` (of the full network),
-    `usage_error` (points between the shares that were asked for and used, the mean over the
-    network's S) and `paper_usage_error`.
+    `usage_percent`, `flops_mean` (of a sample), `flops_percent` (of the plain network's; above 100
+    where gates cost more than they save), `usage_error` (points between the shares that were asked
+    for and used, the mean over the network's S) and `paper_usage_error`.
     """
     order = [BASE, *chosen(",".join(SETS))]
     # A row that is no longer known comes last.
     rank = {name: place for place, name in enumerate(order)}
     rows: list[Row] = sorted(record["rows"], key=lambda row: rank.get(row["group"], len(order)))
     plain = [row["top1_percent"] for row in rows if row["group"] == PLAIN and row["scale"] == 1]
+    full = [row["flops_mean"] for row in rows if row["group"] == BASE]
     dataset = record["dataset"]
     paper, paper_error = PAPER_TO_PLAIN.get(dataset, {}), PAPER_USAGE_ERROR.get(dataset, {})
     errors: dict[str, list[float]] = {}
@@ -52,7 +53,7 @@ def table(record: Row) -> pd.DataFrame:
             "to_plain": row["top1_percent"] - plain[0] if plain else np.nan,
             "paper_to_plain": paper.get(row["group"], {}).get(row["scale"], np.nan),
             "usage_percent": 100 * row["usage_mean"],
-            "flops_percent": 100 * row["flops_share"],
+            "flops_percent": 100 * row["flops_mean"] / full[0] if full else np.nan,
             "usage_error": np.mean(errors[row["group"]]),
             "paper_usage_error": paper_error.get(row["group"], np.nan),
         }
@@ -65,8 +66,8 @@ def to_markdown(found: pd.DataFrame) -> str:
     """The table with a line for every network and, in every cell, an S: top-1, blocks, FLOPs."""
     scales = sorted(found["scale"].unique())
     lines = [
-        "Top-1, % (blocks used, %; FLOPs, %). To plain: points over the plain network that was "
-        f"trained as long, {PLAIN} at S = 1.",
+        "Top-1, % (blocks used, %; FLOPs, % of the plain network's, gates included). To plain: "
+        f"points over the plain network that was trained as long, {PLAIN} at S = 1.",
         "",
         "| network | " + " | ".join(f"S = {s:g}" for s in scales) + " | usage error, points |",
         "|" + "---|" * (len(scales) + 2),
@@ -115,7 +116,7 @@ def write(record: Row, path: pathlib.Path, workdir: str) -> list[pathlib.Path]:
     found, folder = table(record), path.with_suffix("")
     folder.mkdir(exist_ok=True)
     device = ", ".join(str(record["device"][key]) for key in ("processor", "kind", "threads"))
-    about = f"{record['base']} on {record['dataset']}, one seed; {device} threads.\n\n"
+    about = f"{record['base']} on {record['dataset']}, one run a row; {device} threads.\n\n"
     text = about + to_markdown(found)
     (folder / "table.csv").write_text(found.to_csv(index=False, float_format="%.6g"))
     (folder / "table.md").write_text(text)

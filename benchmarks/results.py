@@ -74,7 +74,7 @@ def measure(
     """
     make_folder(values.output, "--output")
     device, start = device or describe_device(), time.monotonic()
-    path = file(values.output, device)
+    path = record_path(values.output, device)
     record: Row = {"device": device, "runs": [], "groups": [], "rows": []}
     if path.exists():
         record = json.loads(path.read_text())
@@ -94,14 +94,9 @@ def measure(
             break
         others, began = timing.OtherProcesses(), time.monotonic()
         rows, notes = measure_group()
-        busy, took = others.busy_share(), time.monotonic() - began
-        if timed and busy is not None and busy > MOST_BUSY:
-            notes["busy"] = (
-                f"other processes took {100 * busy:.0f} % of the CPU and these times are not worth "
-                "keeping; measure again with --fresh when they are done"
-            )
+        took = time.monotonic() - began
         entry = {"group": name, "settings": settings, "run": machine["run"], "notes": notes}
-        entry["other_processes_cpu_share"] = busy
+        entry |= _busy(others, notes) if timed else {}
         record["groups"] = [g for g in record["groups"] if g["group"] != name] + [entry]
         record["rows"] = [r for r in record["rows"] if r["group"] != name]
         record["rows"] += [{"group": name, **row, **machine} for row in rows]
@@ -110,7 +105,18 @@ def measure(
     return path, record
 
 
-def file(output: str, device: Mapping[str, Any]) -> epath.Path:
+def _busy(others: timing.OtherProcesses, notes: dict[str, str]) -> Row:
+    """What a timed group's entry says of other processes; a note where they took too much."""
+    busy = others.busy_share()
+    if busy is not None and busy > MOST_BUSY:
+        notes["busy"] = (
+            f"other processes took {100 * busy:.0f} % of the CPU and these times are not worth "
+            "keeping; measure again with --fresh when they are done"
+        )
+    return {"other_processes_cpu_share": busy}
+
+
+def record_path(output: str, device: Mapping[str, Any]) -> epath.Path:
     """Where `measure` records what was measured on a device."""
     return epath.Path(output) / f"{device_slug(device)}.json"
 

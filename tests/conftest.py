@@ -14,11 +14,14 @@ from typing import Any
 
 import pytest
 
-# Before JAX is imported: the many small runs of these tests then compile each program once. Workers
-# find the folder that the process which started them has named.
+# Before JAX is imported: the many small runs of these tests then compile each program once. Each of
+# several workers has a folder of its own in that of the process which started them: JAX writes a
+# file in place, and one that is read meanwhile is a warning.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _CACHE = tempfile.TemporaryDirectory(prefix="urnet_jax_compiled_")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] += f"/{os.environ['PYTEST_XDIST_WORKER']}"
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 # The helpers' assertions then explain themselves as those of the tests do.

@@ -14,7 +14,7 @@ from urnet_jax import training
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "notebooks" / "gate_usage.ipynb"
-PICTURES = 9  # but for those of images that less compute loses, of which there may be none
+PICTURES = 10  # but for those of images that less compute loses, of which there may be none
 WIDGET = "application/vnd.jupyter.widget-view+json"
 MOVE = """
 for scale in (0.2, 1.0):

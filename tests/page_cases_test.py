@@ -25,6 +25,15 @@ def test_text_from_outside_is_text(run):
     assert any(HOSTILE in text for text in found.values("img", "alt"))
 
 
+def test_images_of_a_subset_are_those_of_their_numbers(run):
+    few = run.subset(40)
+    evaluation = run.evaluate((0.6, 0.8), few)
+    evaluation.gates[:, 0], evaluation.gates[:, 1:] = 1, 0
+    alts = Page(page_of(run, few, evaluation)).values("img", "alt")
+    shown = {int(alt.split()[1]) for alt in alts if alt.startswith("Image ")}
+    assert shown <= set(few.numbers.tolist()) and max(shown) > 40
+
+
 def test_where_nothing_differs_it_says_so(run):
     found = Page(page_of(run, *made_up(run, np.ones((2, 6, 3)))))
     words = found.words()
@@ -36,7 +45,13 @@ def test_where_nothing_differs_it_says_so(run):
 
 def test_of_many_classes_the_ends_are_shown(run):
     few = Page(page_of(run, *made_up(run, drawn(80), num_classes=20)))
-    many = Page(page_of(run, *made_up(run, drawn(80), num_classes=40)))
+    split, made = made_up(run, drawn(80), num_classes=40)
+    many = Page(page_of(run, split, made))
+    widest = made.gates.sum(axis=2).std(axis=1).argmax()
+    by_class = [made.gates[widest][made.labels == label].mean(axis=0) for label in range(40)]
+    spread = 100 * np.ptp(by_class, axis=0)
+    said = f"differ most in block {1 + spread.argmax()}, by {spread.max():.1f} points."
+    assert said in " ".join(many.values("img", "alt"))
     assert "images of each class use" in few.words()
     assert "the 10 classes that use most (above) and the 10 that use least" in many.words()
     assert many.counts["li"] == 8 + 8 + 1

@@ -1,8 +1,10 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
+import time
 from typing import Any
 
 import jax
@@ -17,13 +19,19 @@ from urnet_jax.errors import UserError
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
-def run(folder: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+def start(folder: pathlib.Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
         [sys.executable, str(ROOT / "benchmarks/paper.py"), "--data=digits", "--base=resnet8",
          "--base_epochs=3", "--epochs_scale=0.004", *arguments],
-        cwd=folder, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True,
-        timeout=500,
+        cwd=folder, env=os.environ | {"JAX_PLATFORMS": "cpu"}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
+
+
+def run(folder: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    with start(folder, *arguments) as process:
+        printed, errors = process.communicate(timeout=500)
+    return subprocess.CompletedProcess(process.args, process.returncode, printed, errors)
 
 
 @pytest.mark.slow
@@ -59,32 +67,46 @@ def test_rows_are_trained_recorded_and_gone_on_with(tmp_path: pathlib.Path):
 @pytest.mark.parametrize("name", paper_rows.SETS["table1"])
 def test_a_checkpoint_of_the_papers_largest_network_is_small_enough_to_carry(name: str):
     config = config_lib.load(f"table1:{name}")
+    config.update_from_flattened_dict(paper_rows.SHORT)  # with Adam for the gates, which is more
     assert config.model.depth == 110
     leaves = jax.tree.leaves(state.abstract_state(config, "joint", 1))
     assert sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) < 15.5e6  # of 16 MB
 
 
+def stopped_after(step: int, row: pathlib.Path, *arguments: str) -> str:
+    """What a run says that is told to stop when the row has a checkpoint behind `step`."""
+    with start(row.parent.parent, *arguments) as process:
+        while not any(held > step for held in checkpoint.steps(row)):
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.05)
+        process.terminate()
+        printed, errors = process.communicate(timeout=120)
+    assert process.returncode == 75, errors
+    assert "Stopped, by --time_limit_s or a signal" in errors
+    return printed
+
+
 @pytest.mark.slow
-def test_when_the_time_is_over_it_saves_and_goes_on_elsewhere(tmp_path: pathlib.Path):
-    long = "--rows=urnet", "--epochs_scale=50"
-    stopped = run(tmp_path, *long, "--time_limit_s=45")
-    assert stopped.returncode == 75, stopped.stderr
-    assert "Stopped, by --time_limit_s or a signal" in stopped.stderr
-    assert "| base |" in stopped.stdout  # What there is is written.
-    (first,) = checkpoint.steps(tmp_path / "runs/paper/urnet")
-    (tmp_path / "runs/paper").rename(tmp_path / "carried")
-    (tmp_path / "results").rename(tmp_path / "recorded")
-    there = "--workdir=carried", "--output=recorded/paper"
-    again = run(tmp_path, *long, *there, "--time_limit_s=25")
-    assert again.returncode == 75, again.stderr
-    assert "base: measured already" in again.stdout
+def test_a_row_that_is_stopped_goes_on_elsewhere(tmp_path: pathlib.Path):
+    long, there = ("--rows=urnet", "--epochs_scale=50"), ("--workdir=carried", "--output=recorded")
+    printed = stopped_after(0, tmp_path / "runs/urnet", *long, "--workdir=runs", "--output=made")
+    assert "| base |" in printed  # What there is is written.
+    (first,) = checkpoint.steps(tmp_path / "runs/urnet")
+    (tmp_path / "runs").rename(tmp_path / "carried")
+    (tmp_path / "made").rename(tmp_path / "recorded")
+    # A row that has begun needs the plain network no more.
+    shutil.rmtree(tmp_path / "carried/base")
+    printed = stopped_after(first, tmp_path / "carried/urnet", *long, *there)
+    assert "base: measured already" in printed and not (tmp_path / "carried/base").exists()
     (later,) = checkpoint.steps(tmp_path / "carried/urnet")
-    assert 67 < first < later  # 67 steps are the plain network's.
+    assert later > first > 0
     # Without the plain network's run its record is of no use: it is trained again.
-    anew = run(tmp_path, "--rows=urnet", "--workdir=anew", "--output=recorded/paper")
+    anew = run(tmp_path, "--rows=urnet", "--workdir=anew", "--output=recorded")
     assert anew.returncode == 0, anew.stderr
     assert "base: measured already" in anew.stdout and "| urnet |" in anew.stdout
     assert checkpoint.steps(tmp_path / "anew/base") == [67]
+    over = run(tmp_path, "--workdir=late", "--output=recorded", "--fresh", "--time_limit_s=1")
+    assert over.returncode == 75 and "Stopped, by --time_limit_s" in over.stderr, over.stderr
 
 
 @pytest.mark.parametrize(
@@ -142,7 +164,7 @@ def rows_of(network: str, top1: dict[float, float], usage: dict[float, float]) -
     return [
         {
             "group": network, "scale": scale, "top1_percent": top1[scale], "blocks_mean": 9 * share,
-            "blocks_std": 0.5, "usage_mean": share, "flops_mean": 8e7 * share, "flops_share": share,
+            "blocks_std": 0.5, "usage_mean": share, "flops_mean": 8e7 * share,
         }
         for scale, share in usage.items()
     ]  # fmt: skip

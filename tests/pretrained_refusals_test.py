@@ -63,6 +63,10 @@ def test_every_tensor_is_accounted_for():
         ),
         ({n: t for n, t in whole.items() if "linear" not in n}, "it lacks fc.bias, fc.weight"),
         (
+            {n: t for n, t in whole.items() if not n.endswith(("running_mean", "running_var"))},
+            "layer3.0.bn1.running_var and 6 more;",
+        ),
+        (
             few | extra,
             "layer2.1.bn1.weight and holds layer2.1.se.weight, module.ema, unknown to that network",
         ),

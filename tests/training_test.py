@@ -191,16 +191,28 @@ def test_every_phase_begins_from_another_run(phase, plain, finished, tiny):
         assert (int(begun.step), int(begun.phase_step)) == (29, 0)
 
 
-def test_gates_that_another_run_has_not_trained_begin_anew(tiny, tmp_path):
-    short = {"pretrain.epochs": 0.1, "gates.epochs": 0.0, "joint.epochs": 0.0}
-    training.train_and_evaluate(tiny(short | {"model.gate_bias": 3.0}), tmp_path)
-    config = tiny({"gates.init_from": str(tmp_path), "model.gate_bias": -1.0})
+@pytest.mark.parametrize("kind", ["block", "external"])
+def test_gates_that_another_run_has_not_trained_begin_anew(kind, finished, tiny, tmp_path):
+    fields = {"model.gate_network": kind, "gates.epochs": 0.0, "joint.epochs": 0.0}
+    short = tiny(fields | {"pretrain.epochs": 0.1, "model.gate_bias": 3.0})
+    training.train_and_evaluate(short, tmp_path / "short")
+    config = tiny(fields | {"gates.init_from": str(tmp_path / "short"), "model.gate_bias": -1.0})
     begun = training.start_phase(config, "gates", STEPS_PER_EPOCH, None, MESH)
-    gates, backbone = optimizer.split_trained(begun.params, "gates")
-    assert_identical(gates, optimizer.split_trained(state.init_variables(config)[0], "gates")[0])
-    source = newest_state(tmp_path)
-    assert_identical(backbone, optimizer.split_trained(source.params, "gates")[1])
-    assert_identical(begun.batch_stats, source.batch_stats)
+    source = newest_state(tmp_path / "short")
+    own = state.init_variables(config)
+    trees = (begun.params, begun.batch_stats), own, (source.params, source.batch_stats)
+    for tree, fresh, other in zip(*trees, strict=True):
+        gates, backbone = optimizer.split_trained(tree, "gates")
+        assert_identical(gates, optimizer.split_trained(fresh, "gates")[0])
+        assert_identical(backbone, optimizer.split_trained(other, "gates")[1])
+    if kind == "block":  # Gates that were trained before phase pretrain are not lost.
+        short.pretrain.init_from = str(finished)
+        training.train_and_evaluate(short, tmp_path / "again")
+        config.gates.init_from = str(tmp_path / "again")
+        begun = training.start_phase(config, "gates", STEPS_PER_EPOCH, None, MESH)
+        gates, _ = optimizer.split_trained(begun.params, "gates")
+        trained, _ = optimizer.split_trained(newest_state(finished).params, "gates")
+        assert_identical(gates, trained)
 
 
 def test_a_plain_network_begins_from_a_gated_run(finished, tiny):

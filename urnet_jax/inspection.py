@@ -17,7 +17,7 @@ import pandas as pd
 from etils import epath
 from matplotlib.figure import Figure
 
-from urnet_jax import checkpoint, data, plots, steps
+from urnet_jax import checkpoint, data, plots, steps, subsets
 from urnet_jax.architecture import Architecture
 from urnet_jax.config import Config, architecture
 from urnet_jax.errors import UserError
@@ -84,7 +84,8 @@ class Run:
             raise UserError(f"The subset was given {count} examples; expected 1 or more.")
         if count >= split.num_examples:
             return split
-        return _only(split, np.linspace(0, split.num_examples - 1, count).round().astype(int))
+        chosen = np.linspace(0, split.num_examples - 1, count).round().astype(int)
+        return subsets.take(split, chosen)
 
     @functools.cached_property
     def _eval_step(self) -> steps.EvalStep:
@@ -128,7 +129,7 @@ class Run:
           UserError: the split has no such example.
         """
         split = self.split(split) if isinstance(split, str) else split
-        return self.gates(scales, _only(split, _places(split, np.array([sample]))))
+        return self.gates(scales, subsets.take(split, subsets.places(split, np.array([sample]))))
 
     def plot_samples(
         self, table: pd.DataFrame, split: str | data.Split = "test", columns: int = 8
@@ -138,7 +139,7 @@ class Run:
         These say the class, the prediction where it is wrong, and the blocks used.
         """
         split = self.split(split) if isinstance(split, str) else split
-        images, _ = data.examples(split, _places(split, table["sample"].to_numpy()))
+        images, _ = data.examples(split, subsets.places(split, table["sample"].to_numpy()))
         rows: Any = table.itertuples()
         captions = [
             f"#{row.sample}: class {row.label}"
@@ -152,35 +153,6 @@ class Run:
                 f"{c}\nsaid {p} at the lower S" for c, p in zip(captions, said, strict=True)
             ]
         return plots.plot_images(images, captions, columns)
-
-
-def _only(split: data.Split, index: np.ndarray) -> data.Split:
-    """The examples at `index`, in memory, as a split of their own."""
-    images, labels = data.examples(split, index)
-    return dataclasses.replace(
-        split, num_examples=len(index), images=images, labels=labels, source=None,
-        # Of a part of a part, those in the whole: what is drawn for an example hangs on its number.
-        numbers=index if split.numbers is None else split.numbers[index],
-    )  # fmt: skip
-
-
-def _places(split: data.Split, samples: np.ndarray) -> np.ndarray:
-    """Where in a split, or a subset of one, the samples of these numbers lie.
-
-    Raises:
-      UserError: it has none of such a number.
-    """
-    numbers = np.arange(split.num_examples) if split.numbers is None else split.numbers
-    missing = samples[~np.isin(samples, numbers)]
-    if missing.size:
-        has = f"0 to {numbers[-1]}"
-        if split.numbers is not None:
-            has = f"a subset of {len(numbers)} samples, of which that is none: name the whole split"
-        raise UserError(
-            f"The sample is {missing[0]}; the split {split.name} of {split.dataset} has {has}."
-        )
-    order = np.argsort(numbers)
-    return order[np.searchsorted(numbers, samples, sorter=order)]
 
 
 def load(

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from urnet_jax import data, html, inspection, plots
+from urnet_jax import data, html, inspection, plots, subsets
 from urnet_jax.evaluation import Evaluation, summarize
 from urnet_jax.figures import thumbnail, to_png
 from urnet_jax.inspection import Run
@@ -127,8 +127,9 @@ class Seen:
 
     def _by_class_and_block(self) -> str:
         gates = self._gates(self._widest)
-        usage, which = self._of_classes(inspection.usage(gates, by="label"))
+        usage = inspection.usage(gates, by="label")
         spread = usage.max() - usage.min()
+        usage, which = self._of_classes(usage)
         return html.plot(
             plots.plot_map(
                 usage, "block, in network order", "class", "images using\nit, %",
@@ -167,7 +168,8 @@ class Seen:
         self, table: pd.DataFrame, lines: Sequence[tuple[str, ...]]
     ) -> list[html.Picture]:
         """The images of the table's rows, each with its class and then its lines below."""
-        images, _ = data.examples(self._split, table["sample"].to_numpy())
+        where = subsets.places(self._split, table["sample"].to_numpy())
+        images, _ = data.examples(self._split, where)
         pictures = []
         for row, image, below in zip(_rows(table), images, lines, strict=True):
             shown, name = thumbnail(image), self._name(row.label)

@@ -170,12 +170,12 @@ def start_phase(
     else:
         params, batch_stats = before.eval_params, before.batch_stats
     if config[phase].init_from:
-        meta, other, statistics = checkpoint.load_for_evaluation(config[phase].init_from)
-        if meta.phase == "pretrain":
-            _, other = optimizer.split_trained(other, "gates")
-        # Gates that the other run lacks, or has not begun to train, are those that begin here.
-        params = state_lib.replaced(params, other)
-        batch_stats = state_lib.replaced(batch_stats, statistics)
+        meta, *found = checkpoint.load_for_evaluation(config[phase].init_from)
+        begun_from = meta.config.init["from"], meta.config.pretrain.init_from
+        if meta.phase == "pretrain" and not any(begun_from):
+            found = [optimizer.split_trained(tree, "gates")[1] for tree in found]
+        # Gates that the other run lacks, or that nobody has trained, are those that begin here.
+        params, batch_stats = map(state_lib.replaced, (params, batch_stats), found)
     step = 0 if before is None else before.step
     begun = state_lib.begin_phase(params, batch_stats, config, phase, steps_per_epoch, step)
     return sharding.replicate(begun, mesh)

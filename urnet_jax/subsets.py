@@ -1,0 +1,37 @@
+"""Some examples of a split, as a split of their own, in which each keeps its number."""
+
+import dataclasses
+
+import numpy as np
+
+from urnet_jax import data
+from urnet_jax.errors import UserError
+
+
+def take(split: data.Split, index: np.ndarray) -> data.Split:
+    """The examples at `index`, in memory, as a split of their own."""
+    images, labels = data.examples(split, index)
+    return dataclasses.replace(
+        split, num_examples=len(index), images=images, labels=labels, source=None,
+        # Of a part of a part, those in the whole: what is drawn for an example hangs on its number.
+        numbers=index if split.numbers is None else split.numbers[index],
+    )  # fmt: skip
+
+
+def places(split: data.Split, samples: np.ndarray) -> np.ndarray:
+    """Where in a split, or a subset of one, the samples of these numbers lie.
+
+    Raises:
+      UserError: it has none of such a number.
+    """
+    numbers = np.arange(split.num_examples) if split.numbers is None else split.numbers
+    missing = samples[~np.isin(samples, numbers)]
+    if missing.size:
+        has = f"0 to {numbers[-1]}"
+        if split.numbers is not None:
+            has = f"a subset of {len(numbers)} samples, of which that is none: name the whole split"
+        raise UserError(
+            f"The sample is {missing[0]}; the split {split.name} of {split.dataset} has {has}."
+        )
+    order = np.argsort(numbers)
+    return order[np.searchsorted(numbers, samples, sorter=order)]
