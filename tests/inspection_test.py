@@ -128,6 +128,11 @@ def test_what_one_sample_does_as_the_scale_sweeps(run, gates):
         run.sweep(360)
 
 
+def test_a_run_says_what_it_is_in_one_line(run):
+    said = f"Run({run.arch.describe()}, step {run.meta.step}, phase joint)"
+    assert repr(run) == said and len(said) < 120
+
+
 def test_plots(run, evaluation, gates):
     figures = [
         inspection.plot_usage(evaluation),
@@ -202,7 +207,9 @@ def test_samples_of_a_subset_keep_their_numbers(run, gates):
         expected = gates.query("sample == @sample").reset_index(drop=True)
         columns = ["sample", "label", "prediction", "scale", "block", "gate"]
         pd.testing.assert_frame_equal(swept[columns], expected[columns])
-    with pytest.raises(UserError, match="The sample is 1; .* has a subset of 20 samples, of which"):
+    with pytest.raises(
+        UserError, match="Sample 1 is not in this subset of 20 samples of split test"
+    ):
         run.sweep(1, SCALES, few)
 
 

@@ -61,6 +61,10 @@ class Run:
     params: Tree
     batch_stats: Tree
 
+    def __repr__(self) -> str:
+        # Without it a cell that ends with a run would print every weight.
+        return f"Run({self.arch.describe()}, step {self.meta.step}, phase {self.meta.phase})"
+
     @property
     def config(self) -> Config:
         return self.meta.config

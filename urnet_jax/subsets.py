@@ -27,11 +27,14 @@ def places(split: data.Split, samples: np.ndarray) -> np.ndarray:
     numbers = np.arange(split.num_examples) if split.numbers is None else split.numbers
     missing = samples[~np.isin(samples, numbers)]
     if missing.size:
-        has = f"0 to {numbers[-1]}"
         if split.numbers is not None:
-            has = f"a subset of {len(numbers)} samples, of which that is none: name the whole split"
+            raise UserError(
+                f"Sample {missing[0]} is not in this subset of {len(numbers)} samples of split "
+                f"{split.name} of {split.dataset}: pass the whole split."
+            )
         raise UserError(
-            f"The sample is {missing[0]}; the split {split.name} of {split.dataset} has {has}."
+            f"The sample is {missing[0]}; the split {split.name} of {split.dataset} has 0 to "
+            f"{numbers[-1]}."
         )
     order = np.argsort(numbers)
     return order[np.searchsorted(numbers, samples, sorter=order)]
