@@ -207,7 +207,7 @@ def test_own_data_that_is_not_there_is_an_error(own):
             opened("train", name="cifr10", num_classes=10, dir=folder)
         message = str(error.value)
         assert "data.dir" in message and "cifr10 (the nearest known name is cifar10)" in message
-        assert "docs/own_data.md" in message and "holds cifr10/1.0.0." in message
+        assert "docs/own_data.md" in message and "holds cifr10/1.0.0 (" in message
 
 
 def test_own_data_that_does_not_fit_is_an_error(own, tmp_path):

@@ -290,7 +290,8 @@ def _remedy(name: str) -> str:
     how, version = "as docs/own_data.md shows", "1.0.0"
     if known := DATASETS.get(name):
         how, version = f"with `tfds build {name} --file_format=array_record`", known.version
-    return f"prepare it {how}, or point --config.data.dir at a folder that holds {name}/{version}."
+    where = "--config.data.dir=DIR in training, --data_dir=DIR in evaluation"
+    return f"prepare it {how}, or name a folder that holds {name}/{version} ({where})."
 
 
 def _nearest(name: str, cutoff: float = 0.6) -> str:
