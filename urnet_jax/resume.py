@@ -169,7 +169,7 @@ def check_init(config: Config, phase: str) -> None:
 def check_init_from(config: Config, phase: str) -> None:
     """Refuses an `init_from` whose network does not fit the config's.
 
-    The other run may be plain where this one is gated, or in phase pretrain: gates then begin anew.
+    The other run may be plain where this one is gated, or its gates untrained: they begin anew.
 
     Raises:
       UserError: the folder holds no checkpoint, or one of another architecture.
