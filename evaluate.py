@@ -5,7 +5,7 @@
 `python evaluate.py --help` explains the flags.
 """
 
-from urnet_jax import cli
+from urnet_jax.cli import evaluate
 
 if __name__ == "__main__":
-    cli.run_evaluate()
+    evaluate.main()

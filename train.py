@@ -5,7 +5,7 @@
 `python train.py --help` explains the flags.
 """
 
-from urnet_jax import cli
+from urnet_jax.cli import train
 
 if __name__ == "__main__":
-    cli.run_train()
+    train.main()

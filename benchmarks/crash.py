@@ -27,8 +27,8 @@ from absl import flags
 from tqdm import tqdm
 
 from benchmarks import results, timing
-from urnet_jax import checkpoint, writers
 from urnet_jax.errors import make_folder, told_to_the_user
+from urnet_jax.runs import checkpoint, writers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RUN = {

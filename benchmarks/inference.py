@@ -43,7 +43,7 @@ from tqdm import tqdm
 
 from benchmarks import inference_cases, inference_report, results, timing
 from urnet_jax.errors import UserError, told_to_the_user
-from urnet_jax.execution import EXECUTIONS
+from urnet_jax.nets.execution import EXECUTIONS
 
 TRAINED_SCALES = (0.2, 0.4, 0.6, 0.8, 1.0)
 COMPILE_BATCH = 128
@@ -131,7 +131,7 @@ def _kinds(values: flags.FlagValues) -> Iterator[Kind]:
 
 
 def _has_images(values: flags.FlagValues) -> bool:
-    from urnet_jax import checkpoint
+    from urnet_jax.runs import checkpoint
 
     meta = checkpoint.newest_meta(values.trained_workdir)
     if meta is None or values.data_dir or meta.config.data.name == "digits":

@@ -11,11 +11,11 @@ from flax import nnx
 from jaxtyping import Float
 
 from benchmarks import timing
-from urnet_jax import flops
-from urnet_jax.architecture import Architecture
 from urnet_jax.errors import UserError
-from urnet_jax.execution import Execution, choose
-from urnet_jax.resnet import ResNet
+from urnet_jax.nets.architecture import Architecture
+from urnet_jax.nets.cost import macs_per_sample, network_macs
+from urnet_jax.nets.execution import Execution, choose
+from urnet_jax.nets.resnet import ResNet
 
 NETWORKS = {
     "resnet20": Architecture("cifar", 20, 10, 32, gated=False),
@@ -132,7 +132,8 @@ def open_run(workdir: str, data_dir: str) -> tuple[Any, Any, Any, Any]:
       UserError: there is no checkpoint or no data, or the run has no trained gates.
     """
     # Only here: they need the data pipeline's packages, which the rest does without.
-    from urnet_jax import checkpoint, data
+    from urnet_jax.data.sources import open_split
+    from urnet_jax.runs import checkpoint
 
     meta, params, batch_stats = checkpoint.load_for_evaluation(workdir)
     if not meta.config.model.gated or meta.phase == "pretrain":
@@ -141,18 +142,21 @@ def open_run(workdir: str, data_dir: str) -> tuple[Any, Any, Any, Any]:
             "is past its phase pretrain."
         )
     meta.config.data.dir = data_dir or meta.config.data.dir
-    return meta, params, batch_stats, data.open_split(meta.config.data, "test")
+    return meta, params, batch_stats, open_split(meta.config.data, "test")
 
 
 def trained_subject(
     workdir: str, data_dir: str, batch: int, dtype: str, scales: Sequence[float]
 ) -> Subject:
     """A run's network on the first images of its test split; errors are those of `open_run`."""
-    from urnet_jax import augment, config, data, state
+    from urnet_jax import config
+    from urnet_jax.data import augment
+    from urnet_jax.data.batches import eval_batches
+    from urnet_jax.train import state
 
     meta, params, batch_stats, split = open_run(workdir, data_dir)
     meta.config.model.dtype = dtype
-    first = next(iter(data.eval_batches(split, meta.config.data, batch)))["image"]
+    first = next(iter(eval_batches(split, meta.config.data, batch)))["image"]
     normalized = augment.normalize(jnp.asarray(first), *augment.normalization(split.dataset))
     images = np.array(normalized)
     arch, graph = config.architecture(meta.config), state.network_graph(meta.config)
@@ -216,11 +220,11 @@ def _blocking(compiled: Callable, arguments: tuple) -> Callable[[], Any]:
 
 def shares(arch: Architecture, request: Request) -> dict[str, float]:
     """The usage that is asked for, and the shares of blocks and FLOPs that it comes to."""
-    macs = np.asarray(flops.macs_per_sample(arch, request.used))
+    macs = np.asarray(macs_per_sample(arch, request.used))
     return {
         "usage": request.usage,
         "blocks_share": float((request.used > 0).mean()),
-        "flops_share": float(macs.mean() / flops.network_macs(arch)),
+        "flops_share": float(macs.mean() / network_macs(arch)),
     }
 
 

@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from urnet_jax.figures import to_png
+from urnet_jax.evaluate.figures import to_png
 
 MARKERS = {"agreeing": "o", "independent": "^", "trained": "s"}
 

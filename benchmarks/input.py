@@ -43,8 +43,10 @@ from rich.table import Table
 
 from benchmarks import results, timing
 from benchmarks.results import Row
-from urnet_jax import augment, data
 from urnet_jax import config as config_lib
+from urnet_jax.data import augment
+from urnet_jax.data.batches import train_batches
+from urnet_jax.data.sources import Split, open_split
 from urnet_jax.errors import UserError, told_to_the_user
 
 Transform = Callable[[bytes, int, int], Any]
@@ -90,7 +92,7 @@ def run(values: flags.FlagValues) -> epath.Path:
     """Times what has not been timed; returns the results' file."""
     config = config_lib.load("imagenet_resnet101")
     config.data.dir, config.data.image_size = values.data_dir, values.image_size
-    split = data.open_split(config.data, "train")
+    split = open_split(config.data, "train")
     settings = {"image_size": values.image_size, "repeats": values.repeats}
     transforms = (
         "transforms",
@@ -106,7 +108,7 @@ def run(values: flags.FlagValues) -> epath.Path:
     return path
 
 
-def _transforms(split: data.Split, values: flags.FlagValues) -> list[Row]:
+def _transforms(split: Split, values: flags.FlagValues) -> list[Row]:
     """A row for each transform."""
     files = [r["image"] for r in split.source.__getitems__(list(range(split.num_examples)))]
     size = values.image_size
@@ -162,7 +164,7 @@ def _pil_image(file: bytes, size: int, epoch: int, index: int) -> Image.Image:
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if (epoch + index) % 2 else image
 
 
-def _pipelines(split: data.Split, config: Any, values: flags.FlagValues) -> list[Row]:
+def _pipelines(split: Split, config: Any, values: flags.FlagValues) -> list[Row]:
     """Rows for train.py's batches: decoded by processes, by threads, and by threads with PIL."""
     cores, plain = timing.threads(), augment.decode_train
 
@@ -189,9 +191,9 @@ def _pipelines(split: data.Split, config: Any, values: flags.FlagValues) -> list
     return rows
 
 
-def _images_per_s(split: data.Split, config: Any) -> float:
+def _images_per_s(split: Split, config: Any) -> float:
     """Of the training batches, once they flow."""
-    batches = iter(data.train_batches(split, config.data, seed=0))
+    batches = iter(train_batches(split, config.data, seed=0))
     for _ in range(4 * timing.threads()):
         next(batches)
     start, seen = time.perf_counter(), 0

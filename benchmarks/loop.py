@@ -36,10 +36,15 @@ from rich.table import Table
 from benchmarks import results, timing
 from benchmarks.results import Row
 from benchmarks.training_cases import huge_pages
-from urnet_jax import checkpoint, data, sharding, steps, training, writers
 from urnet_jax import config as config_lib
 from urnet_jax.config import Config
+from urnet_jax.data.batches import train_batches
+from urnet_jax.data.sources import open_split
 from urnet_jax.errors import Stopped, told_to_the_user
+from urnet_jax.runs import checkpoint, writers
+from urnet_jax.train import loop
+from urnet_jax.train.step import make_train_step
+from urnet_jax.xla import sharding
 
 PHASE = "joint"
 DATASETS = {"digits": "digits", "cifar10": "cifar10_resnet20"}
@@ -111,8 +116,8 @@ def segments(
 ) -> tuple[list[float], list[float], int]:
     """Seconds of each segment of the loop and of the step alone, and how many steps each has."""
     mesh = sharding.make_mesh()
-    train_split, test_split = (data.open_split(config.data, name) for name in ("train", "test"))
-    batches = iter(data.train_batches(train_split, config.data, seed=config.seed))
+    train_split, test_split = (open_split(config.data, name) for name in ("train", "test"))
+    batches = iter(train_batches(train_split, config.data, seed=config.seed))
     steps_per_epoch = train_split.num_examples / config.data.batch_size
     alone = _StepAlone(config, mesh, steps_per_epoch, sharding.global_batch(next(batches), mesh))
     alone.seconds(3)
@@ -135,13 +140,11 @@ def segments(
 
     checkpointer = checkpoint.Checkpointer(folder, keep=1, keep_best=0)
     writer = writers.MetricWriter(folder, resume_step=0)
-    run = training.Run(
+    run = loop.Run(
         config, mesh, steps_per_epoch, checkpointer, writer, test_split, batches, between
     )
     try:
-        training.run_phase(
-            run, PHASE, training.start_phase(config, PHASE, steps_per_epoch, None, mesh)
-        )
+        loop.run_phase(run, PHASE, loop.start_phase(config, PHASE, steps_per_epoch, None, mesh))
     except Stopped:
         pass
     finally:
@@ -154,8 +157,8 @@ class _StepAlone:
     """The jitted step with a state and a batch of its own."""
 
     def __init__(self, config: Config, mesh: Any, steps_per_epoch: float, batch: Any) -> None:
-        self._step = steps.make_train_step(config, PHASE, steps_per_epoch, mesh)
-        self._state = training.start_phase(config, PHASE, steps_per_epoch, None, mesh)
+        self._step = make_train_step(config, PHASE, steps_per_epoch, mesh)
+        self._state = loop.start_phase(config, PHASE, steps_per_epoch, None, mesh)
         self._batch = batch
 
     def seconds(self, times: int) -> float:

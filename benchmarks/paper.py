@@ -41,11 +41,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from absl import flags
 
 from benchmarks import paper_report, paper_rows, results, timing
-from urnet_jax import checkpoint
 from urnet_jax import config as config_lib
 from urnet_jax.errors import Stopped, UserError, told_to_the_user
 from urnet_jax.fields import LATER
-from urnet_jax.interruption import EXIT_CODES
+from urnet_jax.runs import checkpoint
+from urnet_jax.train.interruption import EXIT_CODES
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SETTINGS = "paper.json"

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.paper_rows import BASE, PLAIN, SETS, chosen
 from benchmarks.results import Row
-from urnet_jax.figures import to_png
+from urnet_jax.evaluate.figures import to_png
 
 PAPER_TO_PLAIN = {"cifar10": {"urnet": {0.2: -1.0, 0.6: 0.5, 0.8: 0.5, 1.0: 0.4}}}
 """Points of top-1 over the plain network, by dataset, row and S, of the paper's ResNet-110. Its

@@ -38,11 +38,11 @@ from rich.table import Table
 
 from benchmarks import results, step_model, timing
 from benchmarks.results import Row
-from urnet_jax import compiled
 from urnet_jax import config as config_lib
-from urnet_jax import state as state_lib
 from urnet_jax.errors import told_to_the_user
-from urnet_jax.figures import to_png
+from urnet_jax.evaluate.figures import to_png
+from urnet_jax.train import state as state_lib
+from urnet_jax.xla import compiled
 
 TOPOLOGIES = ["v5e:4x4", "v5e:8x8", "v5e:16x16", "v4:2x2x4", "v5p:2x2x4"]
 PARTS = ("compute", "sums", "latency", "input")

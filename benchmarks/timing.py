@@ -15,8 +15,8 @@ import jax
 import numpy as np
 from absl import flags
 
-from urnet_jax.compilation import compiler_options
 from urnet_jax.errors import UserError
+from urnet_jax.xla.compilation import compiler_options
 
 SHORT_S = 0.02
 """A case that takes less is called several times a round."""

@@ -7,8 +7,8 @@ masked, unless it is off for all of them.
 
 from typing import Any
 
-from urnet_jax.architecture import Architecture, StageSpec
 from urnet_jax.errors import UserError
+from urnet_jax.nets.architecture import Architecture, StageSpec
 
 try:
     import torch  # pyright: ignore[reportMissingImports]
@@ -28,7 +28,7 @@ def _conv(inputs: int, outputs: int, size: int, stride: int) -> nn.Conv2d:
 
 
 class Block(nn.Module):
-    """A residual block; see `urnet_jax.resnet.Block`."""
+    """A residual block; see `urnet_jax.nets.resnet.Block`."""
 
     def __init__(self, arch: Architecture, spec: StageSpec, *, entry: bool) -> None:
         super().__init__()

@@ -13,10 +13,10 @@ import numpy as np
 from benchmarks import timing
 from benchmarks.results import Row
 from urnet_jax import config as config_lib
-from urnet_jax import state as state_lib
-from urnet_jax import steps
 from urnet_jax.config import Config
 from urnet_jax.errors import UserError
+from urnet_jax.train import state as state_lib
+from urnet_jax.train.step import make_train_step
 
 PHASE = "joint"
 TRAIN_IMAGES = 50_000
@@ -73,7 +73,7 @@ def jax_case(name: str, config: Config) -> Case:
     batch = {"image": images, "label": labels, "index": index, "epoch": np.zeros_like(index)}
     batch = jax.device_put(batch)
     start = time.perf_counter()
-    train_step: Any = steps.make_train_step(config, PHASE, steps_per_epoch)
+    train_step: Any = make_train_step(config, PHASE, steps_per_epoch)
     compiled = train_step.lower(state, batch).compile()
     compile_s = time.perf_counter() - start
 
@@ -150,14 +150,15 @@ def torch_cases(config: Config, *, compiled: bool) -> tuple[list[Case], dict[str
 def input_row(data_dir: str, batch_size: int, repeats: int) -> Row:
     """Images/s of the training batches, without a step: CIFAR-10 of `data_dir`, or digits."""
     # Only here: they need packages that the steps do without.
-    from urnet_jax import data
+    from urnet_jax.data.batches import train_batches
+    from urnet_jax.data.sources import open_split
 
     config = config_lib.load("cifar10_resnet20" if data_dir else "digits")
     config.data.dir, config.data.batch_size = data_dir, batch_size
     start = time.perf_counter()
-    split = data.open_split(config.data, "train")
+    split = open_split(config.data, "train")
     open_s = time.perf_counter() - start
-    batches = iter(data.train_batches(split, config.data, seed=config.seed))
+    batches = iter(train_batches(split, config.data, seed=config.seed))
     next(batches)
     rates = []
     for _ in range(repeats):

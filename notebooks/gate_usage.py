@@ -21,7 +21,8 @@
 # its gates do with the test images.
 #
 # It opens the demo's run: run `make demo` first, or name the workdir of another run. Everything
-# here is `urnet_jax.inspection`: tables are pandas DataFrames, pictures matplotlib figures.
+# here is `urnet_jax.evaluate.inspection`: tables are pandas DataFrames, pictures are matplotlib
+# figures.
 
 # %%
 import os
@@ -42,8 +43,8 @@ import functools
 import ipywidgets
 from IPython.display import display
 
-from urnet_jax import figures, inspection
-from urnet_jax.evaluation import summarize
+from urnet_jax.evaluate import figures, inspection
+from urnet_jax.evaluate.evaluation import summarize
 
 run = inspection.load(WORKDIR, data_dir=DATA_DIR)
 split = run.subset(EXAMPLES)

@@ -25,9 +25,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 # The helpers' assertions then explain themselves as those of the tests do.
-pytest.register_assert_rewrite(
-    "data_batches", "execution_networks", "pretrained_networks", "report_pages", "steps_runs"
-)
+pytest.register_assert_rewrite("helpers")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TINY = {
@@ -107,7 +105,7 @@ def newest(workdir):
 @pytest.fixture(scope="module")
 def run(finished) -> Any:
     """`finished` as inspection.Run."""
-    from urnet_jax import inspection
+    from urnet_jax.evaluate import inspection
 
     return inspection.load(finished)
 
@@ -115,8 +113,9 @@ def run(finished) -> Any:
 @pytest.fixture(scope="module")
 def tested() -> Any:
     """The first 64 of the digits' test images, as a batch of the config of `steps_runs`."""
-    from steps_runs import small_config
-    from urnet_jax import data
+    from helpers.steps_runs import small_config
+    from urnet_jax.data.batches import eval_batches
+    from urnet_jax.data.sources import open_split
 
     config = small_config()
-    return next(iter(data.eval_batches(data.open_split(config.data, "test"), config.data, 64)))
+    return next(iter(eval_batches(open_split(config.data, "test"), config.data, 64)))

@@ -10,11 +10,11 @@ from typing import Any, TypeAlias
 
 from ml_collections import ConfigDict
 
-from urnet_jax import sources
-from urnet_jax.architecture import Architecture
+from urnet_jax.data import sources
 from urnet_jax.errors import UserError
 from urnet_jax.fields import FIELDS, LATER, PHASES, Field
-from urnet_jax.groups import num_groups
+from urnet_jax.nets.architecture import Architecture
+from urnet_jax.train.groups import num_groups
 
 Config: TypeAlias = Any
 """An `ml_collections.ConfigDict`; from its source, checkers infer a type without sections."""

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
-from urnet_jax import sources
+from urnet_jax.data import sources
 
 PHASES = ("pretrain", "gates", "joint")
 """In the order they run: the plain network, the gates alone, everything."""

@@ -1,0 +1,100 @@
+"""Folders and configs that are refused, and what is left of the folder then."""
+
+import pytest
+
+from helpers.folders import contents
+from urnet_jax.runs import checkpoint
+from urnet_jax.train import loop, resume
+from urnet_jax.errors import UserError
+
+
+def test_a_refused_run_leaves_the_folder_to_the_first(tmp_path):
+    workdir = tmp_path / "run"
+    with resume.locked(workdir):
+        with pytest.raises(UserError, match="Another run is at work"):
+            with resume.locked(workdir):
+                pass
+        assert workdir.exists()
+    assert not workdir.exists()
+
+
+HOLDS = (
+    "The workdir {workdir} holds a checkpoint of a gated ResNet-8 (cifar, width 16, shortcut A) "
+    "for 10 classes at 8 px, and the config asks for another ({differing}): choose another "
+    "--workdir, or ask for what it holds."
+)
+
+
+@pytest.mark.parametrize(
+    ("fields", "differing"),
+    [
+        ({"model.depth": 14}, "depth 14, not 8"),
+        ({"model.gate_reduction": 4}, "gate_reduction 4, not 2"),
+        ({"model.gated": False, "model.width": 8}, "width 8, not 16, gated False, not True"),
+    ],
+)
+def test_another_network_is_refused_and_the_checkpoint_left_alone(
+    fields, differing, finished, tiny
+):
+    before = contents(finished)
+    with pytest.raises(UserError) as error:
+        loop.train_and_evaluate(tiny(fields), finished)
+    assert str(error.value) == HOLDS.format(workdir=finished, differing=differing)
+    assert contents(finished) == before
+
+
+def test_another_dataset_is_refused(finished, tiny):
+    with pytest.raises(UserError) as error:
+        loop.train_and_evaluate(tiny({"data.name": "cifar10"}), finished)
+    assert str(error.value) == (
+        f"The workdir {finished} holds a checkpoint of a network for digits, and the config asks "
+        "for cifar10: choose another --workdir, or ask for what it holds."
+    )
+
+
+def test_another_optimiser_is_refused_within_a_phase(finished, tiny):
+    changed = {"joint.clip_norm": 0.0, "joint.ema_decay": 0.9, "joint.learning_rate": 1.0}
+    with pytest.raises(UserError) as error:
+        loop.train_and_evaluate(tiny(changed), finished)
+    assert str(error.value) == (
+        f"The workdir {finished} holds a checkpoint of a phase that began with joint.clip_norm "
+        "1.0, not 0.0 and joint.ema_decay 0.0, not 0.9: choose another --workdir, or ask for what "
+        "it holds."
+    )
+
+
+@pytest.mark.parametrize("folder", ["missing", "empty"])
+def test_a_folder_without_checkpoints_is_one_sentence(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError) as error:
+        checkpoint.load_for_evaluation(folder)
+    assert str(error.value) == (
+        f"The workdir {folder} holds no checkpoint; train there first: "
+        f"python train.py --workdir={folder}."
+    )
+    assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
+
+
+def test_init_from_must_be_a_run_of_the_same_network(finished, tiny, tmp_path):
+    with pytest.raises(UserError) as error:
+        resume.check_init_from(tiny({"gates.init_from": str(tmp_path)}), "gates")
+    assert str(error.value) == (
+        f"gates.init_from is {tmp_path}, which holds no checkpoint; name the workdir of a run."
+    )
+    for fields, differing in [
+        ({"model.depth": 14}, "depth 14, not 8"),
+        ({"model.gate_reduction": 4}, "gate_reduction 4, not 2"),
+        ({"model.gated": False, "model.width": 8}, "width 8, not 16"),
+    ]:
+        config = tiny({"joint.init_from": str(finished), **fields})
+        with pytest.raises(UserError) as error:
+            loop.train_and_evaluate(config, tmp_path / "new")
+        assert str(error.value) == (
+            f"joint.init_from is {finished}, which holds a gated ResNet-8 (cifar, width 16, "
+            "shortcut A) for 10 classes at 8 px, and the config asks for another network "
+            f"({differing}): name a run of the same network."
+        )
+    assert not (tmp_path / "new").exists()
+    plain = tiny({"joint.init_from": str(finished), "model.gated": False})
+    resume.check_init_from(plain, "joint")

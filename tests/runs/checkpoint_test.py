@@ -1,0 +1,115 @@
+"""Which checkpoints are kept, and what is read of them."""
+
+import contextlib
+import dataclasses
+import json
+from typing import Any
+
+import jax
+import pytest
+
+from urnet_jax.runs import checkpoint, checksums, writers
+from urnet_jax.train import loop, state
+from urnet_jax.runs.checkpoint import Checkpointer
+from urnet_jax.errors import UserError
+
+
+def test_a_checkpoint_needs_no_checksums(workdir, newest):
+    (newest / "checksums.json").unlink()
+    assert checkpoint.load_for_evaluation(workdir)[0].step == 29
+
+
+def test_the_newest_are_kept(finished):
+    names = sorted(path.name for path in (finished / "checkpoints").iterdir())
+    assert names == ["28", "29"]
+
+
+def test_the_best_is_kept_too_and_evaluated(tiny, tmp_path):
+    fields = {"checkpoint.keep": 1, "checkpoint.keep_best": 1, "eval.every_epochs": 0.1}
+    fields |= {"gates.epochs": 0.0, "joint.epochs": 0.0, "pretrain.learning_rate": 0.3}
+    loop.train_and_evaluate(tiny(fields), tmp_path)
+    scores = {
+        line["step"]: line["top1_percent"]
+        for line in writers.read(tmp_path)
+        if line["kind"] == "eval"
+    }
+    assert set(scores) == {2, 4, 6, 8, 10, 11}
+    best = max(scores, key=lambda step: (scores[step], step))
+    assert checkpoint.steps(tmp_path) == sorted({best, 11})
+    cases: Any = (("best", best), (best, best), ("newest", 11))
+    for which, step in cases:
+        meta = checkpoint.load_for_evaluation(tmp_path, which)[0]
+        assert (meta.step, meta.top1_percent) == (step, scores[step])
+    with pytest.raises(UserError, match=r"holds no checkpoint 3; it holds the steps \d+"):
+        checkpoint.load_for_evaluation(tmp_path, 3)
+
+
+def test_the_best_is_of_the_latest_phase(workdir):
+    metas = [checkpoint.read_meta(workdir, step) for step in (28, 29)]
+    plain = dataclasses.replace(metas[0], phase="pretrain", top1_percent=99.0)
+    joint = dataclasses.replace(metas[0], phase="joint", top1_percent=1.0)
+    assert plain.score is not None and joint.score is not None and joint.score > plain.score
+    assert dataclasses.replace(plain, top1_percent=None).score is None
+
+
+def test_a_run_without_evaluated_checkpoints_has_no_best(workdir):
+    for step in checkpoint.steps(workdir):
+        file = workdir / "checkpoints" / str(step) / "meta" / "metadata"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"top1_percent": None}))
+    with pytest.raises(UserError, match="holds the steps 28, 29, none evaluated"):
+        checkpoint.load_for_evaluation(workdir, "best")
+
+
+def test_meta_tells_of_the_run(finished, tiny):
+    meta = checkpoint.newest_meta(finished)
+    assert meta is not None
+    assert (meta.step, meta.phase, meta.phase_step, meta.phase_steps) == (29, "joint", 11, 11)
+    assert meta.steps_per_epoch == 1437 / 64
+    assert meta.config == tiny()
+
+
+def test_what_is_restored_is_what_evaluation_loads(finished):
+    meta, params, batch_stats = checkpoint.load_for_evaluation(finished)
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = state.abstract_state(meta.config, meta.phase, meta.steps_per_epoch, here)
+    checkpointer = Checkpointer(finished)
+    restored = checkpointer.restore_state(meta.step, abstract)
+    checkpointer.close()
+    assert (int(restored.step), int(restored.phase_step)) == (29, 11)
+    kernel = params["conv1"]["kernel"]
+    assert (kernel == restored.params["conv1"]["kernel"]).all()
+    assert (batch_stats["bn1"]["mean"] == restored.batch_stats["bn1"]["mean"]).all()
+
+
+def test_a_checkpoint_opens_on_another_device(workdir, newest):
+    (newest / "checksums.json").unlink()
+    record = newest / "state" / "_sharding"  # where Orbax notes the devices of every array
+    here, elsewhere = r"{\"id\": 0}", r"{\"id\": 2048}"
+    assert here in record.read_text()
+    record.write_text(record.read_text().replace(here, elsewhere))
+    assert checkpoint.load_for_evaluation(workdir)[0].step == 29
+
+
+def test_a_checkpoint_counts_only_once_its_checksums_are_written(workdir, newest, monkeypatch):
+    meta = checkpoint.read_meta(workdir, int(newest.name))
+    abstract = state.abstract_state(meta.config, meta.phase, meta.steps_per_epoch)
+    seen, write = [], checksums.write
+
+    def watched(folder):
+        seen.append((folder.name, checkpoint.steps(workdir)))
+        write(folder)
+
+    monkeypatch.setattr(checksums, "write", watched)
+    with contextlib.closing(Checkpointer(workdir, keep=2)) as checkpointer:
+        network = checkpointer.restore_state(meta.step, abstract)
+        checkpointer.save(network, dataclasses.replace(meta, step=meta.step + 1))
+    ((name, before),) = seen
+    assert name.startswith(f"{meta.step + 1}.orbax-checkpoint-tmp")
+    assert meta.step + 1 not in before
+    folder = newest.with_name(str(meta.step + 1))
+    recorded = json.loads((folder / "checksums.json").read_text())
+    held = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    assert held - set(recorded) <= {
+        "checksums.json", "_CHECKPOINT_METADATA", "commit_success.txt",
+    }  # fmt: skip
+    checkpoint.check_files(workdir, meta.step + 1)

@@ -1,0 +1,43 @@
+"""`urnet export`."""
+
+from absl import app, flags
+
+from urnet_jax.cli.flags import FLAGS, check_workdir, parse, show_help, which_step
+from urnet_jax.errors import UserError, told_to_the_user
+
+_told_to_the_user = told_to_the_user("Interrupted: nothing was written.")
+
+
+def main() -> None:
+    """Write a run's network as a PyTorch state dict.
+
+        python -m urnet_jax export --workdir=DIR --output=FILE
+
+    --workdir  the folder of a run by train.py
+    --output   the file: .safetensors, or .pt, .pth or .th, which need the extra torch
+    --step     newest (default), best (by the mean top-1 of its evaluation) or a step's number
+
+    Gates are written too, as layer1.0.gate.fc1.weight and so on. --config.init.from=FILE takes the
+    file back.
+    """
+    app.run(_export, flags_parser=_parse_export)
+
+
+@_told_to_the_user
+def _parse_export(argv: list[str]) -> None:
+    show_help(argv, main)
+    flags.DEFINE_string("workdir", "", "The folder of a run by train.py.")
+    flags.DEFINE_string("output", "", "The file.")
+    flags.DEFINE_string("step", "newest", "Which checkpoint.")
+    parse(argv)
+    check_workdir()
+    which_step()
+    if not FLAGS.output:
+        raise UserError("--output is missing; name a file, as --output=mine.safetensors.")
+
+
+@_told_to_the_user
+def _export(_: None) -> None:
+    from urnet_jax.runs import pretrained
+
+    pretrained.export_workdir(FLAGS.workdir, FLAGS.output, which_step())

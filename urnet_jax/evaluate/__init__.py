@@ -1,0 +1,1 @@
+"""What measures networks and shows what they do."""

@@ -1,0 +1,169 @@
+"""The page `report.html`: an evaluation in tables and pictures, each with what it shows."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from urnet_jax.config import heeds_scale
+from urnet_jax.data.sources import Split
+from urnet_jax.evaluate import html, page_images, plots
+from urnet_jax.evaluate.evaluation import Evaluation, summarize
+from urnet_jax.evaluate.inspection import Run
+
+
+def make(run: Run, split: Split, evaluation: Evaluation, record: Mapping[str, Any]) -> str:
+    """The page, as HTML that needs no other file.
+
+    A plain network, or one in phase `pretrain`, gets its facts and its table. Otherwise one sample
+    is evaluated once more, over a sweep of S; all else is taken from `evaluation`.
+
+    Args:
+      run: what was evaluated.
+      split: on which.
+      evaluation: of every example of `split`; its `gate_logits` are not needed.
+      record: what eval.json records of it, see `report.describe`.
+    """
+    arch = evaluation.arch
+    kind = "Gated" if arch.gated else "Plain"
+    title = f"{kind} ResNet-{arch.depth} on {record['dataset']}"
+    if not heeds_scale(run.config, run.meta.phase):
+        why = "This network is plain: it has no gates"
+        if arch.gated:
+            why = "This checkpoint is of phase pretrain, in which gates are not used"
+        sentence = (
+            f"{why}, and all of its {arch.num_blocks} blocks run for every image whatever S is, so "
+            "that there is one row to show and nothing more."
+        )
+        parts = _facts(record), html.section("Accuracy and cost", _table(evaluation))
+        return html.page(title, html.paragraph(sentence), *parts)
+    if run.config.gate.random_drop != "never":
+        sections: list[str] = [
+            html.paragraph(
+                "Which blocks an image is left with is chance and says nothing of the image, so "
+                "that no single images are shown."
+            )
+        ]
+    else:
+        seen = page_images.Seen(run, split, evaluation)
+        sections = [seen.paths(), seen.lost(), seen.sweep()]
+    return html.page(
+        title,
+        html.paragraph(
+            "The compute of this residual network is turned up and down while it is in use. "
+            f"{_decides(run, arch.num_blocks)} where it does not, the block's shortcut alone "
+            "passes the features on. S asks for about that share of the blocks. One set of weights "
+            "serves every S."
+        ),
+        _facts(record),
+        _results(evaluation, record.get("plain_top1_percent")),
+        *sections,
+        html.paragraph(
+            "The table's numbers are also in eval.csv, and those of each image in "
+            "eval_samples.npz, in the folder of this page."
+        ),
+    )
+
+
+def _decides(run: Run, num_blocks: int) -> str:
+    """Who decides which blocks run."""
+    scale = "a scale S from 0 to 1, which the user sets,"
+    if run.config.gate.random_drop != "never":
+        return (
+            f"Of its {num_blocks} residual blocks {scale} leaves some to each image, which are "
+            "drawn at random; a block runs if it is left, and"
+        )
+    if run.arch.external:
+        return (
+            f"A ResNet-8 beside it sees the image and {scale} and decides for each of the "
+            f"{num_blocks} residual blocks whether it runs;"
+        )
+    return (
+        f"Before each of its {num_blocks} residual blocks a small gate sees the features and "
+        f"{scale} and decides for each image whether the block runs;"
+    )
+
+
+def _facts(record: Mapping[str, Any]) -> str:
+    device, rows = record["device"], record["rows"]
+    kind = device["kind"]
+    if kind != device["platform"]:
+        kind = f"{kind} ({device['platform']})"
+    return html.facts(
+        {
+            "Network": record["architecture"],
+            "Images": f"{rows[0]['examples']:,} of {record['dataset']}, split {record['split']}",
+            "Checkpoint": f"step {record['step']:,}, phase {record['phase']}",
+            "Evaluated": f"{record['date']}, execution {record['execution']}",
+            "Device": f"{kind}; {device['cpu_cores']} CPU cores",
+            "Versions": ", ".join(f"{name} {of}" for name, of in record["versions"].items()),
+            "Command": record["command"].split(" "),
+        }
+    )
+
+
+def _table(evaluation: Evaluation) -> str:
+    unit, name = (1e9, "G") if evaluation.full_flops >= 1e9 else (1e6, "M")
+    records: Any = summarize(evaluation).itertuples()
+    rows = [
+        (
+            f"{row.scale:g}",
+            f"{row.top1_percent:.2f}",
+            f"{100 * row.flops_share:.1f}",
+            f"{row.blocks_mean:.2f} ± {row.blocks_std:.2f}",
+            f"{row.blocks_min}–{row.blocks_max}",
+            f"{row.flops_mean / unit:.2f} ± {row.flops_std / unit:.2f}",
+        )
+        for row in records
+    ]
+    columns = (
+        "S",
+        "Top-1,\n%",
+        "FLOPs,\n%",
+        f"Blocks\nof {evaluation.arch.num_blocks}",
+        "Blocks,\nmin–max",
+        f"FLOPs,\n{name}",
+    )
+    legend = (
+        "Blocks and FLOPs are those that an image used: mean ± standard deviation over the images, "
+        "and the fewest and most blocks. FLOPs are two for each multiply-add of convolutions and "
+        "linear layers; those in percent are of the full network, with every block and gate, which "
+        f"takes {evaluation.full_flops / unit:.2f} {name}."
+    )
+    table = html.table("Top-1, blocks and FLOPs at each S", columns, rows)
+    return f"{table}\n{html.paragraph(legend)}"
+
+
+def _results(evaluation: Evaluation, plain_top1_percent: float | None) -> str:
+    """The table, top-1 against FLOPs, and which blocks are used at which S."""
+    summary, arch = summarize(evaluation), evaluation.arch
+    ends: Any = summary.iloc[[0, -1]].itertuples()
+    low, high = (
+        f"{row.top1_percent:.2f} % at S = {row.scale:g} with {100 * row.flops_share:.1f} % of the "
+        "FLOPs"
+        for row in ends
+    )
+    caption = (
+        "Top-1 against FLOPs, a point for each S. Bars are one standard deviation over the images."
+    )
+    if plain_top1_percent is not None:
+        caption += (
+            " The dashed line is the plain network that this one began from, at the end of phase "
+            f"pretrain: {plain_top1_percent:.2f} %."
+        )
+    figure = plots.plot_top1_vs_flops(
+        summary, plain_top1_percent=plain_top1_percent, width=html.width(1)
+    )
+    curve = html.plot(figure, caption, f"Curve of top-1 against FLOPs, from {low} to {high}.")
+
+    stages, width = [stage.num_blocks for stage in arch.stages], html.width(arch.num_blocks)
+    used = 100 * evaluation.gates.mean(axis=(0, 1), dtype=np.float64)
+    most, least = used.argmax(), used.argmin()
+    usage = html.plot(
+        plots.plot_block_usage(evaluation.gates, evaluation.scales, stages, width=width),
+        "Which blocks run: the share of images that use each block at each S.",
+        f"Map of usage by block and S. Over all S block {most + 1} is used most, by "
+        f"{used[most]:.0f} % of the images, and block {least + 1} least, by {used[least]:.0f} %.",
+    )
+    beside = html.side_by_side if width == html.width(1) else html.column
+    return html.section("Accuracy and cost at each S", _table(evaluation), beside(curve, usage))

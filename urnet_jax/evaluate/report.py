@@ -1,0 +1,215 @@
+"""What an evaluation leaves: a table in the terminal, files, plots."""
+
+import dataclasses
+import datetime
+import functools
+import io
+import json
+import os
+import pathlib
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import flax
+import jax
+import numpy as np
+import pandas as pd
+from etils import epath
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+import urnet_jax
+from urnet_jax import config as config_lib
+from urnet_jax.data.sources import Split
+from urnet_jax.errors import UserError, make_folder
+from urnet_jax.evaluate import page, plots
+from urnet_jax.evaluate.evaluation import Evaluation, check_scales, evaluate, summarize
+from urnet_jax.evaluate.figures import to_png
+from urnet_jax.evaluate.inspection import Run
+from urnet_jax.evaluate.step import make_eval_step
+from urnet_jax.nets.architecture import Execution
+from urnet_jax.nets.execution import choose
+from urnet_jax.runs import checkpoint, writers
+
+
+def print_table(summary: pd.DataFrame, title: str = "") -> None:
+    """Prints `summarize`'s table for people, within 80 columns."""
+    unit, name = (1e9, "G") if summary["flops_full"].iloc[0] >= 1e9 else (1e6, "M")
+    blocks = f"blocks used of {summary['blocks_total'].iloc[0]}\nmean ± std (min-max)"
+    flops = f"FLOPs, {name}\nmean ± std"
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for header in ("S", "top-1, %", blocks, flops, "of the full\nnetwork, %"):
+        table.add_column(header, justify="right")
+    rows: Iterable[Any] = summary.itertuples()
+    for row in rows:
+        table.add_row(
+            f"{row.scale:g}",
+            f"{row.top1_percent:.2f}",
+            f"{row.blocks_mean:.2f} ± {row.blocks_std:.2f} ({row.blocks_min}-{row.blocks_max})",
+            f"{row.flops_mean / unit:.2f} ± {row.flops_std / unit:.2f}",
+            f"{100 * row.flops_share:.1f}",
+        )
+    console = Console()
+    console.print(title, soft_wrap=True, highlight=False)
+    console.print(table)
+
+
+def describe(evaluation: Evaluation, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What eval.json records: `meta`, where and how the evaluation was made, and its table."""
+    device = jax.devices()[0]
+    return {
+        **meta,
+        "architecture": evaluation.arch.describe(),
+        "scales": evaluation.scales,
+        "command": shlex.join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        "device": {
+            "platform": device.platform,
+            "kind": device.device_kind,
+            "cpu_cores": os.cpu_count(),
+        },
+        "versions": {m.__name__: m.__version__ for m in (urnet_jax, jax, flax)},
+        # JSON knows no NaN, which the loss of a diverged network is.
+        "rows": summarize(evaluation).replace([np.inf, -np.inf, np.nan], None).to_dict("records"),
+    }
+
+
+def write(
+    evaluation: Evaluation,
+    directory: epath.PathLike,
+    meta: Mapping[str, Any],
+    show: Callable[[dict[str, Any]], str] | None = None,
+) -> list[epath.Path]:
+    """Writes eval.csv, eval.json, eval_samples.npz, top1_vs_flops.png and block_usage.png.
+
+    Each file is replaced as a whole, so that an interruption leaves the old one or the new one.
+
+    Args:
+      evaluation: what to write.
+      directory: of the files; it is made where it is missing.
+      meta: more to record in eval.json, such as step, phase, dataset and split. Its
+        `plain_top1_percent` is also drawn.
+      show: gives report.html from what eval.json records; without it there is none.
+
+    Returns:
+      The files' paths, the plots after the tables and the page last.
+    """
+    directory = epath.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    record, summary, arch = describe(evaluation, meta), summarize(evaluation), evaluation.arch
+    arrays = {f.name: getattr(evaluation, f.name) for f in dataclasses.fields(evaluation)[1:]}
+    arrays = {name: array for name, array in arrays.items() if array is not None}
+    samples = io.BytesIO()
+    np.savez_compressed(samples, **arrays)
+    stages = [stage.num_blocks for stage in arch.stages]
+    plain = meta.get("plain_top1_percent")
+    curve = plots.plot_top1_vs_flops(summary, arch.describe(), plain)
+    usage = plots.plot_block_usage(evaluation.gates, evaluation.scales, stages, arch.describe())
+    files = {
+        "eval.csv": summary.to_csv(index=False).encode(),
+        "eval.json": (json.dumps(record, indent=2, allow_nan=False) + "\n").encode(),
+        "eval_samples.npz": samples.getvalue(),
+        "top1_vs_flops.png": to_png(curve),
+        "block_usage.png": to_png(usage),
+    }
+    paths = [_replace(directory / name, content) for name, content in files.items()]
+    if show is not None:
+        paths.append(_replace(directory / "report.html", show(record).encode()))
+    return paths
+
+
+def _replace(path: epath.Path, content: bytes) -> epath.Path:
+    temporary = path.parent / f".{path.name}.tmp"
+    temporary.write_bytes(content)
+    temporary.replace(path)
+    return path
+
+
+def evaluate_workdir(
+    workdir: epath.PathLike,
+    *,
+    which: Literal["newest", "best"] | int = "newest",
+    scales: Sequence[float] | None = None,
+    split: str = "test",
+    batch_size: int = 0,
+    execution: Execution = "auto",
+    data_dir: str | None = None,
+    output: epath.PathLike | None = None,
+    report: bool = False,
+) -> pd.DataFrame:
+    """Evaluates a run's checkpoint: returns and prints its table, `write`s its files.
+
+    Args:
+      workdir: of the run; nothing else is needed.
+      which: its checkpoint, see `checkpoint.load_for_evaluation`.
+      scales: the grid of S; by default the config's.
+      split: `train` or `test`.
+      batch_size: samples per step; 0 takes the config's.
+      execution: how gated blocks are run, see `architecture.Execution`.
+      data_dir: where the dataset lies now; by default where the config says.
+      output: folder of the files; by default the workdir.
+      report: also writes `page.make`'s report.html, which shows the evaluation.
+
+    Raises:
+      UserError: the workdir holds no readable checkpoint, or an argument is not usable.
+    """
+    requested = None if scales is None else check_scales(scales)
+    if batch_size < 0:
+        raise UserError(f"batch_size is {batch_size}; expected at least 1, or 0 for the config's.")
+    directory = epath.Path(output or workdir)
+    run = Run(*checkpoint.load_for_evaluation(workdir, which))
+    make_folder(directory, "--output")
+    config, phase = run.config, run.meta.phase
+    if data_dir:
+        config.data.dir = data_dir
+    opened = run.split(split)
+    grid = _grid(run, requested or config.eval.scales)
+    batch_size = min(batch_size or config.eval.batch_size, opened.num_examples)
+    eval_step = make_eval_step(config, phase, execution)
+    evaluation = evaluate(eval_step, run.params, run.batch_stats, opened, config, grid, batch_size)
+
+    about = _about(run, workdir, opened, choose(execution, batch_size))
+    show = functools.partial(page.make, run, opened, evaluation) if report else None
+    paths = write(evaluation, directory, about, show)
+    summary, plain = summarize(evaluation), about.get("plain_top1_percent")
+    images = f"{opened.num_examples} images of {opened.dataset} {split}"
+    print_table(summary, f"{evaluation.arch.describe()}\n{images}, step {run.meta.step} ({phase})")
+    if plain is not None:
+        print(f"The plain network that this run began from, after phase pretrain: {plain:.2f} %\n")
+    print(*paths, sep="\n")
+    return summary
+
+
+def _about(run: Run, workdir: epath.PathLike, split: Split, execution: Execution) -> dict[str, Any]:
+    """What eval.json records of where an evaluation comes from."""
+    config, meta = run.config, run.meta
+    skips = config_lib.heeds_scale(config, meta.phase)
+    about: dict[str, Any] = {"dataset": split.dataset, "split": split.name, "phase": meta.phase}
+    about |= {"step": meta.step, "execution": execution if skips else "dense"}
+    gated = config.model.gated and meta.phase != "pretrain"
+    grown_here = gated and not (config.gates.init_from or config.joint.init_from)
+    plain = plain_top1(workdir) if split.name == "test" and grown_here else None
+    return about if plain is None else about | {"plain_top1_percent": plain}
+
+
+def _grid(run: Run, scales: Sequence[float]) -> Sequence[float]:
+    """The scales to evaluate at; says so where there is only one that matters."""
+    if not config_lib.heeds_scale(run.config):
+        print("This network is plain: it has no gates, so S is ignored and it is evaluated once.")
+    elif run.meta.phase == "pretrain":
+        print("This run is in phase pretrain, in which all blocks are on: it is evaluated once.")
+        return (1.0,)
+    return scales
+
+
+def plain_top1(workdir: epath.PathLike) -> float | None:
+    """Top-1 (percent, test split) of the run at the end of phase `pretrain`, if it had one."""
+    found = [
+        line["top1_percent"]
+        for line in writers.read(workdir)
+        if line["kind"] == "eval" and line["phase"] == "pretrain"
+    ]
+    return found[-1] if found else None

@@ -1,0 +1,1 @@
+"""Networks and what they cost; they know nothing of configs, files, runs or training."""

@@ -1,0 +1,275 @@
+"""Checkpoints: the training state and what it says of itself. The only user of Orbax."""
+
+import contextlib
+import errno
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from urnet_jax.runs import checksums
+from urnet_jax.xla import sharding
+from urnet_jax.train import state as state_lib
+from urnet_jax.errors import UserError
+from urnet_jax.runs.meta import Meta, Score
+from urnet_jax.train.state import TrainState, Tree
+
+FOLDER = "checkpoints"
+
+
+class Checkpointer:
+    """Writes and restores the checkpoints of one workdir; all processes of a run do so together."""
+
+    def __init__(self, workdir: epath.PathLike, *, keep: int = 0, keep_best: int = 0) -> None:
+        """Opens `workdir`, which need not exist yet where checkpoints are to be written.
+
+        Args:
+          workdir: the run's folder.
+          keep: the newest checkpoints to keep; 0 opens the workdir for reading only.
+          keep_best: also kept, of those that were evaluated, by `Meta.score`.
+        """
+        self.directory = _folder(workdir)
+        self._scores = {step: _score(workdir, step) for step in steps(workdir)}
+        self._saving: int | None = None
+        writes = keep > 0
+        sealed = ocp.AsyncOptions(post_finalization_callback=self._seal)
+        policies = ocp.checkpoint_managers
+        self._manager = _Manager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                create=writes,
+                cleanup_tmp_directories=writes,
+                preservation_policy=policies.AnyPreservationPolicy(
+                    [policies.LatestN(keep), _Best(keep_best, self._scores)]
+                ),
+                enable_async_checkpointing=writes,
+                async_options=sealed if writes else None,
+            ),
+            item_handlers={  # pyright: ignore[reportArgumentType]
+                "state": ocp.StandardCheckpointHandler(),
+                "meta": ocp.JsonCheckpointHandler(),
+            },
+        )
+
+    def save(self, state: TrainState, meta: Meta) -> None:
+        """Begins to write a checkpoint, and returns once `state` may be changed.
+
+        It counts only once it is complete. A step is saved once.
+
+        Raises:
+          UserError: this checkpoint or the one before it cannot be written.
+        """
+        if meta.step in self._scores:
+            return
+        self.wait()
+        self._saving, self._scores[meta.step] = meta.step, meta.score
+        with self._writing():
+            self._manager.save(
+                meta.step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),  # pyright: ignore[reportCallIssue]
+                    meta=ocp.args.JsonSave(meta.to_json()),  # pyright: ignore[reportCallIssue]
+                ),
+            )
+
+    def wait(self) -> None:
+        """Returns once all is written; a UserError if that is not possible."""
+        with self._writing():
+            self._manager.wait_until_finished()
+
+    def restore_state(self, step: int, abstract: TrainState) -> TrainState:
+        """The training state at `step`, in the shapes and shardings of `abstract`."""
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))  # pyright: ignore[reportCallIssue]
+        try:
+            restored: Any = self._manager.restore(step, args=args)
+        except Exception as error:  # Orbax and TensorStore raise many kinds for a bad file.
+            raise damaged(self.directory / str(step), error) from error
+        return restored.state
+
+    def close(self) -> None:
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    def _seal(self) -> None:
+        """Writes the checksums of a checkpoint when all else is written, before it counts."""
+        if sharding.is_main():
+            # Where it is renamed once it is complete; a bucket has it in its place from the start.
+            temporary = self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*")
+            try:
+                checksums.write(next(iter(temporary), self.directory / str(self._saving)))
+            except OSError as error:  # The other processes wait, and what was saved is whole.
+                print(f"warning: step {self._saving} has no checksums: {error}.", file=sys.stderr)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # Orbax and TensorStore wrap what the file system says.
+            said = str(error).strip() or type(error).__name__
+            known = map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES))
+            reason = next((text for text in known if text in said), said.splitlines()[-1][:300])
+            raise UserError(
+                f"The checkpoint of step {self._saving} cannot be written to {self.directory} "
+                f"({reason}): make room or mend it; the same command then goes on from the "
+                "checkpoint before."
+            ) from error
+
+
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """Whoever asks must ask at every step, and only once: `interruption` does."""
+        del step
+        return False
+
+
+class _Best(ocp.checkpoint_managers.PreservationPolicy):
+    """Keeps the n checkpoints with the highest score."""
+
+    def __init__(self, n: int, scores: dict[int, Score | None]) -> None:
+        self._n, self._scores = n, scores
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        del context
+        best = _best_steps({c.step: self._scores.get(c.step) for c in checkpoints})[: self._n]
+        return [c.step in best for c in checkpoints]
+
+
+def _best_steps(scores: dict[int, Score | None]) -> list[int]:
+    """The steps that were evaluated, the best first, of equals the newest."""
+    known = [(score, step) for step, score in scores.items() if score is not None]
+    return [step for _, step in sorted(known, reverse=True)]
+
+
+def _folder(workdir: epath.PathLike) -> epath.Path:
+    # Orbax wants absolute paths, and gs://bucket/run is one already.
+    path = epath.Path(workdir)
+    return (path if "://" in str(workdir) else path.resolve()) / FOLDER
+
+
+def steps(workdir: epath.PathLike) -> list[int]:
+    """The steps of the complete checkpoints of `workdir`, ascending."""
+    return sorted(ocp.utils.checkpoint_steps(_folder(workdir)))
+
+
+def read_meta(workdir: epath.PathLike, step: int) -> Meta:
+    """What the checkpoint at `step` says of itself.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    folder = _folder(workdir) / str(step)
+    try:
+        return Meta.from_json(json.loads((folder / "meta" / "metadata").read_text()))
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        raise damaged(folder, error) from error
+
+
+def _score(workdir: epath.PathLike, step: int) -> Score | None:
+    try:
+        return read_meta(workdir, step).score
+    except UserError:  # Whoever asks for this checkpoint will hear of it.
+        return None
+
+
+def check_files(workdir: epath.PathLike, step: int) -> None:
+    """Raises UserError if a file of the checkpoint is missing or is not as it was written."""
+    folder = _folder(workdir) / str(step)
+    try:
+        checksums.check(folder)
+    except (AttributeError, OSError, ValueError) as error:
+        raise damaged(folder, error) from error
+
+
+def damaged(folder: epath.Path, error: Exception) -> UserError:
+    """The error that a checkpoint cannot be read, and why."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return UserError(
+        f"The checkpoint {folder} cannot be read ({reason}); move that folder away to go on from "
+        "the one before it, or start in a new workdir."
+    )
+
+
+def find_whole(workdir: epath.PathLike) -> tuple[Meta | None, dict[int, UserError]]:
+    """What the newest whole checkpoint says, and by step why those after it are damaged.
+
+    Returns:
+      None and nothing where there are no checkpoints.
+
+    Raises:
+      UserError: there are checkpoints, and all are damaged.
+    """
+    errors: dict[int, UserError] = {}
+    for step in reversed(steps(workdir)):
+        try:
+            check_files(workdir, step)
+            return read_meta(workdir, step), errors
+        except UserError as error:
+            errors[step] = error
+    if errors:
+        reason = str(next(iter(errors.values()))).split("; move that folder")[0]
+        raise UserError(
+            f"Every checkpoint of the workdir {workdir} is damaged: {reason}; bring one back from "
+            "a copy, or start in a new workdir."
+        )
+    return None, {}
+
+
+def remove_leftovers(workdir: epath.PathLike, newest: int) -> None:
+    """Removes what is left of checkpoints before `newest` whose removal was killed midway."""
+    for step in steps(workdir):
+        folder = _folder(workdir) / str(step)
+        if step < newest and not (folder / checksums.ORBAX_METADATA).exists():
+            folder.rmtree(missing_ok=True)
+
+
+def newest_meta(workdir: epath.PathLike) -> Meta | None:
+    """`find_whole`'s first; a damaged one is passed over, with a sentence on stderr."""
+    meta, damaged_ones = find_whole(workdir)
+    for error in damaged_ones.values():
+        print(f"warning: {error}", file=sys.stderr)
+    return meta
+
+
+def load_for_evaluation(
+    workdir: epath.PathLike, which: Literal["newest", "best"] | int = "newest"
+) -> tuple[Meta, Tree, Tree]:
+    """A checkpoint's network: its meta, parameters (averaged, if so) and batch_stats.
+
+    Args:
+      workdir: of the run.
+      which: the newest whole one, the best by `Meta.score`, or that of a step.
+
+    Raises:
+      UserError: `workdir` holds no such checkpoint, or it is damaged.
+    """
+    if which == "newest":
+        meta = newest_meta(workdir)
+    else:
+        found = {step: _score(workdir, step) for step in steps(workdir)}
+        step = next(iter(_best_steps(found)), None) if which == "best" else which
+        if found and step not in found:
+            raise UserError(
+                f"The workdir {workdir} holds no checkpoint {which}; it holds the steps "
+                f"{', '.join(map(str, found))}" + (", none evaluated." if which == "best" else ".")
+            )
+        meta = None
+        if step in found:
+            check_files(workdir, step)
+            meta = read_meta(workdir, step)
+    if meta is None:
+        raise UserError(
+            f"The workdir {workdir} holds no checkpoint; train there first: "
+            f"python train.py --workdir={workdir}."
+        )
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = state_lib.abstract_state(meta.config, meta.phase, meta.steps_per_epoch, here)
+    with contextlib.closing(Checkpointer(workdir)) as checkpointer:
+        state = checkpointer.restore_state(meta.step, abstract)
+    return meta, state.eval_params, state.batch_stats

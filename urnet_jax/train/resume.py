@@ -1,0 +1,206 @@
+"""Whether a run may go on in a workdir, and from where."""
+
+import contextlib
+import dataclasses
+import fcntl
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+from etils import epath
+
+from urnet_jax import config as config_lib
+from urnet_jax.config import Config
+from urnet_jax.errors import UserError, make_folder, writable
+from urnet_jax.nets.architecture import Architecture
+from urnet_jax.runs import checkpoint, pretrained
+from urnet_jax.runs.meta import Meta
+from urnet_jax.train import state as state_lib
+from urnet_jax.xla import sharding
+
+DAMAGED = "damaged"
+"""The folder of a workdir that damaged checkpoints are moved to."""
+
+
+@contextlib.contextmanager
+def locked(workdir: epath.PathLike) -> Iterator[None]:
+    """Makes the workdir and keeps other runs out; the system ends the lock with the process.
+
+    A bucket such as gs://... is not locked. A folder that is empty at the end is removed.
+
+    Raises:
+      UserError: it cannot be made, or another run is at work there.
+    """
+    handle, taken = None, False
+    with sharding.failing_together():
+        make_folder(workdir, "--workdir")
+    if sharding.is_main() and "://" not in str(workdir):
+        handle = os.open(workdir, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            taken = True
+        except OSError:  # A file system without locks.
+            pass
+    try:
+        if sharding.decided_by_main(taken):
+            raise UserError(
+                f"Another run is at work in the workdir {workdir}: wait for its end, stop it, or "
+                "choose another --workdir."
+            )
+        _check_shared(workdir)
+        yield
+    finally:
+        if handle is not None:
+            if not taken:
+                with contextlib.suppress(OSError):  # It is not empty.
+                    os.rmdir(workdir)
+            os.close(handle)
+
+
+def _check_shared(workdir: epath.PathLike) -> None:
+    """Raises a UserError on all processes where one of them has another folder of that name."""
+    if jax.process_count() == 1:
+        return
+    mark = epath.Path(workdir) / f".seen_by_all.{sharding.decided_by_main(os.getpid())}"
+    with sharding.failing_together():  # The others wait here for the mark.
+        if sharding.is_main():
+            with writable(mark):
+                mark.touch()
+    shared = sharding.on_all(mark.exists())
+    if sharding.is_main():
+        mark.unlink(missing_ok=True)
+    if not shared:
+        raise UserError(
+            f"The workdir {workdir} is not the same folder on all hosts of this run: name one on a "
+            "disk that all of them see, with its whole path."
+        )
+
+
+def newest_whole(workdir: epath.PathLike) -> Meta | None:
+    """What the newest whole checkpoint says, None where there is none; sets damaged ones aside.
+
+    Raises:
+      UserError: there are checkpoints, and all are damaged; they stay where they are.
+    """
+    found = -1
+    with sharding.failing_together():
+        if sharding.is_main():
+            meta, damaged = checkpoint.find_whole(workdir)
+            found = -1 if meta is None else meta.step
+            for step, error in damaged.items():
+                _set_aside(workdir, step, error)
+            checkpoint.remove_leftovers(workdir, found)
+    found = sharding.decided_by_main(found)
+    return None if found < 0 else checkpoint.read_meta(workdir, found)
+
+
+def _set_aside(workdir: epath.PathLike, step: int, error: UserError) -> None:
+    target = epath.Path(workdir) / DAMAGED / str(step)
+    number = 1
+    while target.exists():
+        number += 1
+        target = target.with_name(f"{step}.{number}")
+    with writable(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (epath.Path(workdir) / checkpoint.FOLDER / str(step)).rename(target)
+    reason = str(error).split("; move that folder")[0]
+    print(f"warning: {reason}: it was moved to {target}.", file=sys.stderr)
+
+
+def check_workdir(workdir: epath.PathLike, config: Config) -> Meta | None:
+    """What the newest whole checkpoint says, if there is one and `config` can go on from it.
+
+    Raises:
+      UserError: it is of another dataset, network, batch size or seed, or of another optimiser
+        in the phase that it is in.
+    """
+    found = newest_whole(workdir)
+    if found is None:
+        return None
+    phase, where = found.phase, f"The workdir {workdir} holds a checkpoint of a"
+    advice = "choose another --workdir, or ask for what it holds."
+    if config.data.name != found.config.data.name:
+        raise UserError(
+            f"{where} network for {found.config.data.name}, and the config asks for "
+            f"{config.data.name}: {advice}"
+        )
+    for section, name in (("data", "batch_size"), ("", "seed")):
+        before, now = (c[section][name] if section else c[name] for c in (found.config, config))
+        if before != now:
+            raise UserError(
+                f"{where} run with {name} {before}, and the config asks for {now}, which would "
+                f"train on other examples from here on: {advice}"
+            )
+    asked, held = config_lib.architecture(config), config_lib.architecture(found.config)
+    if differing := _differences(asked, held):
+        raise UserError(
+            f"{where} {held.describe()}, and the config asks for another ({differing}): {advice}"
+        )
+    before, now = found.config[phase], config[phase]
+    if before != now and _structure(config, found) != _structure(found.config, found):
+        shaping = ("clip_norm", "gate_optimizer", "gate_learning_rate_factor", "ema_decay")
+        changed = [name for name in shaping if before[name] != now[name]]
+        values = " and ".join(f"{phase}.{n} {before[n]}, not {now[n]}" for n in changed)
+        raise UserError(f"{where} phase that began with {values}: {advice}")
+    return found
+
+
+def check_init(config: Config, phase: str) -> None:
+    """Refuses an `init.from` that a run cannot begin from, whose first phase is `phase`.
+
+    Raises:
+      UserError: the file is no checkpoint of the config's network, or the phase has an `init_from`
+        of its own.
+    """
+    source = config.init["from"]
+    if not source:
+        return
+    if config[phase].init_from:
+        raise UserError(
+            f"init.from is {source} and {phase}.init_from {config[phase].init_from}: a run begins "
+            "from one of them; leave the other empty."
+        )
+    arch = config_lib.architecture(config)
+    pretrained.check(pretrained.read_state_dict(source), arch, source)
+
+
+def check_init_from(config: Config, phase: str) -> None:
+    """Refuses an `init_from` whose network does not fit the config's.
+
+    The other run may be plain where this one is gated, or its gates untrained: they begin anew.
+
+    Raises:
+      UserError: the folder holds no checkpoint, or one of another architecture.
+    """
+    source = config[phase].init_from
+    if not source:
+        return
+    meta = checkpoint.newest_meta(source)
+    if meta is None:
+        raise UserError(
+            f"{phase}.init_from is {source}, which holds no checkpoint; name the workdir of a run."
+        )
+    asked, held = config_lib.architecture(config), config_lib.architecture(meta.config)
+    ignored = {"gated"}
+    if not (asked.gated and held.gated):
+        ignored |= {"gate_network", "gate_reduction"}
+    if differing := _differences(asked, held, ignored):
+        raise UserError(
+            f"{phase}.init_from is {source}, which holds a {held.describe()}, and the config asks "
+            f"for another network ({differing}): name a run of the same network."
+        )
+
+
+def _differences(asked: Architecture, held: Architecture, ignored: Iterable[str] = ()) -> str:
+    """For people: 'depth 14, not 8'; empty if they are the same."""
+    names = [field.name for field in dataclasses.fields(held) if field.name not in ignored]
+    pairs = [(name, getattr(asked, name), getattr(held, name)) for name in names]
+    return ", ".join(f"{name} {new}, not {old}" for name, new, old in pairs if new != old)
+
+
+def _structure(config: Config, meta: Meta) -> Any:
+    """What the state of the phase that `meta` is in is made of."""
+    return jax.tree.structure(state_lib.abstract_state(config, meta.phase, meta.steps_per_epoch))
