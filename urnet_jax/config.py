@@ -12,8 +12,9 @@ from ml_collections import ConfigDict
 
 from urnet_jax.data import sources
 from urnet_jax.errors import UserError
-from urnet_jax.fields import FIELDS, LATER, PHASES, Field
+from urnet_jax.fields import FIELDS, LATER, Field
 from urnet_jax.nets.architecture import Architecture
+from urnet_jax.phases import PHASES
 from urnet_jax.train.groups import num_groups
 
 Config: TypeAlias = Any

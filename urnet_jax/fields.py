@@ -5,10 +5,7 @@ import math
 from typing import Any
 
 from urnet_jax.data import sources
-
-PHASES = ("pretrain", "gates", "joint")
-"""In the order they run: the plain network, the gates alone, everything."""
-
+from urnet_jax.phases import PHASES
 
 _KIND_NAMES = {
     bool: "True or False",

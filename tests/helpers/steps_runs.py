@@ -13,7 +13,7 @@ from urnet_jax import config as config_lib
 from urnet_jax.config import Config
 from urnet_jax.data.batches import train_batches
 from urnet_jax.data.sources import open_split
-from urnet_jax.fields import PHASES
+from urnet_jax.phases import PHASES
 from urnet_jax.train import state
 from urnet_jax.train.step import make_train_step
 

@@ -10,7 +10,7 @@ import pytest
 
 from urnet_jax import config as config_lib
 from urnet_jax.errors import UserError
-from urnet_jax.fields import PHASES
+from urnet_jax.phases import PHASES
 from urnet_jax.train import aot
 from urnet_jax.xla import compiled, sharding
 

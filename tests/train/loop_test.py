@@ -11,7 +11,7 @@ import pytest
 from urnet_jax import config as config_lib
 from urnet_jax.errors import UserError
 from urnet_jax.evaluate import report
-from urnet_jax.fields import PHASES
+from urnet_jax.phases import PHASES
 from urnet_jax.runs import checkpoint, writers
 from urnet_jax.runs.checkpoint import Checkpointer
 from urnet_jax.runs.meta import Meta

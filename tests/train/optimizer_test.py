@@ -9,9 +9,9 @@ from flax import nnx, traverse_util
 
 from configs.digits import phase
 from urnet_jax.config import Config
-from urnet_jax.fields import PHASES
 from urnet_jax.nets.architecture import Architecture
 from urnet_jax.nets.resnet import ResNet
+from urnet_jax.phases import PHASES
 from urnet_jax.train import optimizer
 
 ARCH = Architecture("cifar", 14, 3, image_size=8, width=4, shortcut="B")

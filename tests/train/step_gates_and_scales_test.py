@@ -9,7 +9,7 @@ import pytest
 from helpers.steps_runs import STEPS_PER_EPOCH, changed, named, small_config, train
 from urnet_jax.config import Config
 from urnet_jax.evaluate.step import make_eval_step
-from urnet_jax.fields import PHASES
+from urnet_jax.phases import PHASES
 from urnet_jax.train import state
 
 

@@ -19,7 +19,7 @@ from helpers.steps_runs import (
     train,
 )
 from urnet_jax.evaluate.step import make_eval_step
-from urnet_jax.fields import PHASES
+from urnet_jax.phases import PHASES
 from urnet_jax.train import state
 from urnet_jax.train.step import make_train_step, use_unroll
 

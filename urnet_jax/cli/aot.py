@@ -6,7 +6,7 @@ from urnet_jax import config as config_lib
 from urnet_jax.cli.flags import FLAGS, define_config, parse, show_help
 from urnet_jax.config import Config
 from urnet_jax.errors import UserError, told_to_the_user
-from urnet_jax.fields import PHASES
+from urnet_jax.phases import PHASES
 
 _told_to_the_user = told_to_the_user("Interrupted.")
 

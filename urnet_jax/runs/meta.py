@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 from urnet_jax import config as config_lib
 from urnet_jax.config import Config
-from urnet_jax.fields import PHASES
+from urnet_jax.phases import PHASES
 
 Score: TypeAlias = tuple[int, float]
 
@@ -41,7 +41,7 @@ class Meta:
         """
         if self.top1_percent is None:
             return None
-        return PHASES.index(self.phase), self.top1_percent
+        return list(PHASES).index(self.phase), self.top1_percent
 
     def to_json(self) -> dict[str, Any]:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}

@@ -18,7 +18,7 @@ from urnet_jax.data.sources import Split, open_split
 from urnet_jax.errors import Stopped, writable
 from urnet_jax.evaluate import evaluation, report
 from urnet_jax.evaluate.step import EvalStep, make_eval_step
-from urnet_jax.fields import PHASES
+from urnet_jax.phases import PHASES
 from urnet_jax.runs import checkpoint, pretrained, writers
 from urnet_jax.runs.checkpoint import Checkpointer
 from urnet_jax.runs.meta import Meta
@@ -150,7 +150,7 @@ def run_phases(run: Run, phases: list[str], found: Meta | None) -> None:
 
 def is_before(phase: str, other: str) -> bool:
     """Whether `phase` runs before the phase `other`."""
-    return PHASES.index(phase) < PHASES.index(other)
+    return list(PHASES).index(phase) < list(PHASES).index(other)
 
 
 def start_phase(
