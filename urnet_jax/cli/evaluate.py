@@ -48,9 +48,9 @@ def _parse_evaluate(argv: list[str]) -> tuple[float, ...] | None:
 
 @_told_to_the_user
 def _evaluate(scales: tuple[float, ...] | None) -> None:
-    from urnet_jax.evaluate import report
+    from urnet_jax.evaluate import files
 
-    report.evaluate_workdir(
+    files.evaluate_workdir(
         FLAGS.workdir,
         which=which_step(),
         scales=scales,
