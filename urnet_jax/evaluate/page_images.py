@@ -24,7 +24,7 @@ class Seen:
 
     def __init__(self, run: Run, split: Split, evaluation: Evaluation):
         self._run, self._split, self._evaluation = run, split, evaluation
-        self._total = evaluation.arch.num_blocks
+        self._total = evaluation.arch.num_gates
         self._lost = None  # where the grid lacks one of the two scales
         if len(inspection.at_scales(evaluation, (_RIGHT_AT, _WRONG_AT)).scales) == 2:
             table = self._gates(_RIGHT_AT, _WRONG_AT)

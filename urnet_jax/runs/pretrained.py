@@ -18,17 +18,17 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from flax import nnx, traverse_util
+from flax import traverse_util
 
 from urnet_jax import config as config_lib
 from urnet_jax.config import Config
 from urnet_jax.errors import UserError
+from urnet_jax.nets import network
 from urnet_jax.nets.architecture import IMAGENET_BLOCKS, Architecture
-from urnet_jax.nets.resnet import ResNet
+from urnet_jax.nets.mode import Build
+from urnet_jax.nets.network import Tree
 from urnet_jax.runs.load import load_network
 from urnet_jax.runs.torch_files import Tensors, check_output, read_state_dict, write_state_dict
-from urnet_jax.train import state as state_lib
-from urnet_jax.train.state import Tree
 
 # The key is the number of axes: HWIO and [in, out] here, OIHW and [out, in] there.
 _TO_TORCH = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
@@ -66,9 +66,8 @@ def _places(arch: Architecture) -> dict[str, _Place]:
 
     External ones begin with `gate.`, as `gate.network.conv1.weight` and `gate.fc2.weight`.
     """
-    abstract = nnx.eval_shape(lambda: ResNet(arch, rngs=nnx.Rngs(0)))
-    variables = nnx.to_pure_dict(nnx.state(abstract, nnx.Any(nnx.Param, nnx.BatchStat)))
-    leaves: Any = traverse_util.flatten_dict(variables)
+    params, batch_stats = network.abstract_variables(arch, Build())
+    leaves: Any = traverse_util.flatten_dict(params) | traverse_util.flatten_dict(batch_stats)
     places = {}
     for path, leaf in leaves.items():
         stacked = "body" in path
@@ -258,7 +257,7 @@ def initial_variables(config: Config) -> tuple[Tree, Tree]:
     Raises:
       UserError: the file cannot be read, or see `check`.
     """
-    params, batch_stats = state_lib.init_variables(config)
+    params, batch_stats = network.init_variables(*config_lib.network(config), config.seed)
     if source := config.init["from"]:
         arch, tensors = config_lib.architecture(config), read_state_dict(source)
         return import_state_dict(tensors, arch, params, batch_stats, source)
