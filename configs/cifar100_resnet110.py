@@ -31,6 +31,7 @@ def get_config() -> ml_collections.ConfigDict:
     data.crop_padding = 4  # pixels on each side before a crop
     data.workers = 0  # processes that decode; 0 decodes in threads of this process
     data.threads = 8  # threads that decode, where images are not held in memory
+    data.unreadable = "error"  # or skip: images that cannot be decoded are left out, and counted
 
     config.model = model = ml_collections.ConfigDict()
     model.kind = "resnet"  # or a description of your own, as package.module:Class

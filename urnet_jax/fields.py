@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
-from urnet_jax.data import sources
+from urnet_jax.data import records, sources
 from urnet_jax.phases import PHASES
 
 _KIND_NAMES = {
@@ -93,6 +93,7 @@ FIELDS: dict[str, Field] = {
     "data.crop_padding": Field(int, low=0),
     "data.workers": Field(int, low=0),
     "data.threads": _COUNT,
+    "data.unreadable": _choice(*records.UNREADABLE),
     "model.kind": _TEXT,
     "model.family": _choice("cifar", "imagenet"),
     "model.depth": _COUNT,
@@ -133,6 +134,7 @@ FIELDS: dict[str, Field] = {
 """Every field of a config by its dotted name; `configs/digits.py` says what each one means."""
 
 LATER: dict[str, Any] = {
+    "data.unreadable": "error",
     "init.from": "",
     "model.kind": "resnet",
     # Those runs were all on CPU, where the precisions are one.

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from urnet_jax.config import Config, architecture, heeds_scale
 from urnet_jax.data.batches import eval_batches
-from urnet_jax.data.sources import Split
+from urnet_jax.data.splits import Split
 from urnet_jax.errors import UserError
 from urnet_jax.nets.contract import Description
 from urnet_jax.nets.cost import flops_per_sample
@@ -118,10 +118,14 @@ def evaluate(
 
     held = [name for name in kept if parts[0][name]]
     rows = {name: np.stack([np.concatenate(part[name]) for part in parts]) for name in held}
+    # An image that could not be decoded has the label -1; no host knows those of the others.
+    read = rows["label"][0] >= 0
+    rows = {name: values[:, read] for name, values in rows.items()}
+    numbers = np.arange(split.num_examples) if split.numbers is None else split.numbers
     return Evaluation(
         arch=arch,
         scales=grid,
-        index=np.arange(split.num_examples) if split.numbers is None else split.numbers,
+        index=numbers[read],
         labels=rows["label"][0],
         predictions=rows["prediction"],
         loss=rows["loss"],

@@ -20,7 +20,7 @@ from etils import epath
 
 import urnet_jax
 from urnet_jax import config as config_lib
-from urnet_jax.data.sources import Split
+from urnet_jax.data.splits import Split
 from urnet_jax.errors import UserError, make_folder
 from urnet_jax.evaluate import page, plots
 from urnet_jax.evaluate.evaluation import Evaluation, check_scales, evaluate, summarize

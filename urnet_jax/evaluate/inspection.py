@@ -18,9 +18,9 @@ from etils import epath
 from matplotlib.figure import Figure
 
 from urnet_jax.config import Config, architecture
-from urnet_jax.data import subsets
-from urnet_jax.data.batches import examples
-from urnet_jax.data.sources import Split, open_split
+from urnet_jax.data import splits
+from urnet_jax.data.sources import open_split
+from urnet_jax.data.splits import Split, examples
 from urnet_jax.errors import UserError
 from urnet_jax.evaluate import plots
 from urnet_jax.evaluate.evaluation import Evaluation, evaluate, summarize
@@ -94,7 +94,7 @@ class Run:
         if count >= split.num_examples:
             return split
         chosen = np.linspace(0, split.num_examples - 1, count).round().astype(int)
-        return subsets.take(split, chosen)
+        return splits.take(split, chosen)
 
     @functools.cached_property
     def _eval_step(self) -> EvalStep:
@@ -138,7 +138,7 @@ class Run:
           UserError: the split has no such example.
         """
         split = self.split(split) if isinstance(split, str) else split
-        return self.gates(scales, subsets.take(split, subsets.places(split, np.array([sample]))))
+        return self.gates(scales, splits.take(split, splits.places(split, np.array([sample]))))
 
     def plot_samples(
         self, table: pd.DataFrame, split: str | Split = "test", columns: int = 8
@@ -148,7 +148,7 @@ class Run:
         These say the class, the prediction where it is wrong, and the blocks used.
         """
         split = self.split(split) if isinstance(split, str) else split
-        images, _ = examples(split, subsets.places(split, table["sample"].to_numpy()))
+        images, _ = examples(split, splits.places(split, table["sample"].to_numpy()))
         rows: Any = table.itertuples()
         captions = [
             f"#{row.sample}: class {row.label}"

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from urnet_jax.config import heeds_scale
-from urnet_jax.data.sources import Split
+from urnet_jax.data.splits import Split
 from urnet_jax.evaluate import html, page_images, plots
 from urnet_jax.evaluate.evaluation import Evaluation, summarize
 from urnet_jax.evaluate.inspection import Run

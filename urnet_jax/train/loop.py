@@ -14,7 +14,8 @@ from tqdm import tqdm
 from urnet_jax import config as config_lib
 from urnet_jax.config import Config
 from urnet_jax.data.batches import train_batches
-from urnet_jax.data.sources import Split, open_split
+from urnet_jax.data.sources import open_split
+from urnet_jax.data.splits import Split
 from urnet_jax.errors import Stopped, writable
 from urnet_jax.evaluate import evaluation, table
 from urnet_jax.evaluate.step import EvalStep, make_eval_step
