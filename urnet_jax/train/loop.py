@@ -16,7 +16,7 @@ from urnet_jax.config import Config
 from urnet_jax.data.batches import train_batches
 from urnet_jax.data.sources import Split, open_split
 from urnet_jax.errors import Stopped, writable
-from urnet_jax.evaluate import evaluation, report
+from urnet_jax.evaluate import evaluation, table
 from urnet_jax.evaluate.step import EvalStep, make_eval_step
 from urnet_jax.phases import PHASES
 from urnet_jax.runs import pretrained, writers
@@ -258,7 +258,7 @@ def evaluate(
     for row in summary.to_dict("records"):
         run.writer.write("eval", step, {"phase": phase, **row})
     if is_last:
-        report.print_table(summary, f"After phase {phase}, step {step}, test split")
+        table.print_table(summary, f"After phase {phase}, step {step}, test split")
     else:
         shown = ", ".join(
             f"{row['top1_percent']:.2f} at S {row['scale']:g} (usage {row['usage_mean']:.2f})"
