@@ -4,7 +4,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 from etils import epath
-from flax import nnx
+from flax import nnx, traverse_util
 
 from urnet_jax.config import architecture
 from urnet_jax.errors import UserError
@@ -63,6 +63,12 @@ def abstract_variables(arch: Architecture) -> tuple[Tree, Tree]:
     network = nnx.eval_shape(lambda: ResNet(arch, rngs=nnx.Rngs(0)))
     _, params, batch_stats = nnx.split(network, nnx.Param, nnx.BatchStat)
     return nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
+
+
+def gate_paths(arch: Architecture) -> frozenset[tuple[str, ...]]:
+    """The paths of what gates are made of, in params or batch_stats; no path is in both."""
+    paths = (traverse_util.flatten_dict(tree) for tree in abstract_variables(arch))
+    return frozenset(path for tree in paths for path in tree if "gate" in path)
 
 
 def _find(workdir: epath.PathLike, which: Literal["newest", "best"] | int) -> Meta:
