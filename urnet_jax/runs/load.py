@@ -11,6 +11,7 @@ from urnet_jax.nets import network
 from urnet_jax.nets.network import Tree
 from urnet_jax.runs import checkpoint
 from urnet_jax.runs.meta import Meta
+from urnet_jax.runs.retention import best_steps
 
 
 class LoadedNetwork(NamedTuple):
@@ -58,7 +59,7 @@ def _find(workdir: epath.PathLike, which: Literal["newest", "best"] | int) -> Me
     if which == "newest":
         meta = checkpoint.newest_meta(workdir)
     elif scores := checkpoint.scores(workdir):
-        step = next(iter(checkpoint.best_steps(scores)), None) if which == "best" else which
+        step = next(iter(best_steps(scores)), None) if which == "best" else which
         if step not in scores:
             held = ", ".join(map(str, scores))
             raise UserError(
