@@ -30,7 +30,8 @@ from urnet_jax.evaluate.step import make_eval_step
 from urnet_jax.evaluate.table import print_table
 from urnet_jax.nets.architecture import Execution
 from urnet_jax.nets.execution import choose
-from urnet_jax.runs import checkpoint, writers
+from urnet_jax.runs import writers
+from urnet_jax.runs.load import load_network
 
 
 def describe(evaluation: Evaluation, meta: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,7 +121,7 @@ def evaluate_workdir(
 
     Args:
       workdir: of the run; nothing else is needed.
-      which: its checkpoint, see `checkpoint.load_for_evaluation`.
+      which: its checkpoint, see `load.load_network`.
       scales: the grid of S; by default the config's.
       split: `train` or `test`.
       batch_size: samples per step; 0 takes the config's.
@@ -136,7 +137,7 @@ def evaluate_workdir(
     if batch_size < 0:
         raise UserError(f"batch_size is {batch_size}; expected at least 1, or 0 for the config's.")
     directory = epath.Path(output or workdir)
-    run = Run(*checkpoint.load_for_evaluation(workdir, which))
+    run = Run(*load_network(workdir, which))
     make_folder(directory, "--output")
     config, phase = run.config, run.meta.phase
     if data_dir:
