@@ -12,6 +12,7 @@ from urnet_jax.nets.architecture import Architecture
 from urnet_jax.nets.resnet import ResNet
 from urnet_jax.runs import checkpoint
 from urnet_jax.runs.meta import Meta
+from urnet_jax.runs.retention import best_steps
 
 Tree: TypeAlias = dict[str, Any]
 """Variables of a network by their paths: nested dicts of arrays."""
@@ -69,7 +70,7 @@ def _find(workdir: epath.PathLike, which: Literal["newest", "best"] | int) -> Me
     if which == "newest":
         meta = checkpoint.newest_meta(workdir)
     elif scores := checkpoint.scores(workdir):
-        step = next(iter(checkpoint.best_steps(scores)), None) if which == "best" else which
+        step = next(iter(best_steps(scores)), None) if which == "best" else which
         if step not in scores:
             held = ", ".join(map(str, scores))
             raise UserError(
