@@ -54,9 +54,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return built
 
 
-def test_wheel_holds_every_module_and_config(wheel: pathlib.Path):
-    expected = {"urnet_jax/py.typed"}
-    expected |= {f"urnet_jax/{path.name}" for path in (ROOT / "urnet_jax").glob("*.py")}
+def test_wheel_holds_every_file_of_the_package_and_every_config(wheel: pathlib.Path):
+    package = [path for path in (ROOT / "urnet_jax").rglob("*") if path.is_file()]
+    expected = {str(path.relative_to(ROOT)) for path in package if path.suffix != ".pyc"}
     expected |= {f"urnet_jax/configs/{path.name}" for path in (ROOT / "configs").glob("*.py")}
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert held == expected
@@ -74,4 +74,4 @@ def test_installed_wheel_works_outside_the_repository(wheel: pathlib.Path, tmp_p
     assert pathlib.Path(module) == site / "urnet_jax" / "__init__.py"
     assert pathlib.Path(config) == site / "urnet_jax" / "configs" / "digits.py"
     assert name == "digits"
-    assert scripts == "urnet-evaluate urnet-train"
+    assert scripts == "urnet"
