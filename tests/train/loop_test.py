@@ -74,6 +74,13 @@ def test_the_loop_moves_nothing_between_host_and_device_unasked(tiny, tmp_path, 
         loop.train_and_evaluate(tiny(), tmp_path)
 
 
+def test_phases_that_evaluate_alike_share_one_compiled_evaluation(tiny, tmp_path):
+    loop._eval_step.cache_clear()
+    loop.train_and_evaluate(tiny({"eval.every_epochs": 0.0}), tmp_path)
+    assert {line["phase"] for line in lines(tmp_path, "eval")} == set(PHASES)
+    assert loop._eval_step.cache_info().misses == 2  # without the network's own gates, and with
+
+
 def test_the_command_line_reaches_config_and_checkpoint(finished, tiny):
     assert config_lib.from_json((finished / "config.json").read_text()) == tiny()
     assert newest(finished).config == tiny()
