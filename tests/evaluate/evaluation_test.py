@@ -211,7 +211,7 @@ def test_where_nothing_is_gated_s_is_ignored(tmp_path, capsys, gated, phase, sai
     save_run(tmp_path, config, phase, variables)
     summary = files.evaluate_workdir(tmp_path, scales=[0.2, 0.5], report=True)
     assert said in capsys.readouterr().out
-    assert "whatever S is" in (tmp_path / "report.html").read_text()
+    assert "whatever S is. So there" in (tmp_path / "report.html").read_text()
     (row,) = summary.to_dict("records")
     assert (row["scale"], row["usage_mean"], row["flops_share"], row["flops_std"]) == (1, 1, 1, 0)
 
@@ -256,7 +256,7 @@ def test_every_point_is_labelled_even_where_points_crowd():
 
 
 def test_usage_map_shows_the_share_of_samples(by_hand):
-    figure = plots.plot_block_usage(by_hand.gates, by_hand.scales, (1, 1, 1))
+    figure = plots.plot_block_usage(by_hand.gates, by_hand.scales, by_hand.gate_groups)
     drawn = figure.axes[0].images[0].get_array()
     np.testing.assert_array_equal(drawn, [[75, 25, 0], [100, 100, 75]])
     assert labels_of(figure)[:3] == ["stage 1", "stage 2", "stage 3"]
@@ -265,6 +265,7 @@ def test_usage_map_shows_the_share_of_samples(by_hand):
 
 def test_deep_usage_map_has_no_numbers():
     gates = np.random.default_rng(0).integers(0, 2, (6, 50, 54), np.uint8)
-    figure = plots.plot_block_usage(gates, [0.0, 0.2, 0.4, 0.6, 0.8, 1.0], (18, 18, 18))
+    groups = [(f"stage {k}", 18) for k in (1, 2, 3)]
+    figure = plots.plot_block_usage(gates, [0.0, 0.2, 0.4, 0.6, 0.8, 1.0], groups)
     assert labels_of(figure) == ["stage 1", "stage 2", "stage 3"]
     assert len(to_png(figure)) > 1000

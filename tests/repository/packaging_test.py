@@ -15,11 +15,13 @@ import importlib.metadata
 
 import urnet_jax
 import urnet_jax.configs.digits
+from urnet_jax.evaluate import page_pieces
 
 distribution = importlib.metadata.distribution("urnet-jax")
 scripts = distribution.entry_points.select(group="console_scripts")
 assert distribution.version == urnet_jax.__version__
 assert all(callable(script.load()) for script in scripts)
+assert "<h1>A title</h1>" in page_pieces.render("A title", [])
 print(urnet_jax.__file__)
 print(urnet_jax.configs.digits.__file__)
 print(urnet_jax.configs.digits.get_config().data.name)
@@ -55,8 +57,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 def test_wheel_holds_every_module_and_config(wheel: pathlib.Path):
+    package = ROOT / "urnet_jax"
     expected = {"urnet_jax/py.typed"}
-    expected |= {f"urnet_jax/{path.name}" for path in (ROOT / "urnet_jax").glob("*.py")}
+    expected |= {str(path.relative_to(ROOT)) for path in package.rglob("*.py")}
+    expected |= {str(path.relative_to(ROOT)) for path in package.rglob("*.jinja")}
     expected |= {f"urnet_jax/configs/{path.name}" for path in (ROOT / "configs").glob("*.py")}
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert held == expected
@@ -74,4 +78,4 @@ def test_installed_wheel_works_outside_the_repository(wheel: pathlib.Path, tmp_p
     assert pathlib.Path(module) == site / "urnet_jax" / "__init__.py"
     assert pathlib.Path(config) == site / "urnet_jax" / "configs" / "digits.py"
     assert name == "digits"
-    assert scripts == "urnet-evaluate urnet-train"
+    assert scripts == "urnet"
