@@ -1,20 +1,48 @@
-# `make demo` and `make test` set up .venv by themselves, from the lock and with nothing but Python.
+# Every target sets up .venv by itself, from the lock and with nothing but Python.
 PYTHON ?= python3
 UV ?= uv
+TORCH ?= torch==2.13.0
 
-.PHONY: demo test lint notebook lock clean
+# More processes than four gain nothing on a large machine: each compiles for itself.
+PYTEST = JAX_PLATFORMS=cpu .venv/bin/python -m pytest -q -n logical --maxprocesses=4 --dist=loadfile
+
+.PHONY: demo test test-slow test-all lint docs serve-docs graph notebook lock clean
 
 demo: .venv/installed
 	.venv/bin/python train.py --config=configs/digits.py --workdir=runs/digits
 	.venv/bin/python evaluate.py --workdir=runs/digits
 
 test: lint
-	JAX_PLATFORMS=cpu .venv/bin/python -m pytest -q -n logical --maxprocesses=4 --dist=loadfile
+	$(PYTEST) -m 'not slow'
+
+# What `make test` leaves out: slow tests, and those that need PyTorch.
+test-slow: .venv/installed
+	.venv/bin/python -c 'import torch' 2>/dev/null \
+	  || .venv/bin/python -m pip install --quiet --disable-pip-version-check '$(TORCH)'
+	$(PYTEST) -m slow
+
+test-all: test test-slow
 
 lint: .venv/installed
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/pyright
+	.venv/bin/lint-imports --no-logo
+	$(MKDOCS) build --strict
+
+# Material announces MkDocs 2 at every start unless told not to.
+MKDOCS = NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs
+
+docs: .venv/installed
+	$(MKDOCS) build --strict
+	@echo "Open site/index.html in a browser."
+
+serve-docs: .venv/installed
+	$(MKDOCS) serve
+
+# Draws who imports whom, and lists the rooms of each wing, from the code.
+graph: .venv/installed
+	.venv/bin/python tools/import_graph.py
 
 # Takes the cells from the .py, runs them on the demo's run and keeps what they show in the .ipynb.
 notebook: .venv/installed
@@ -28,7 +56,7 @@ lock:
 	  --python-version 3.11 --extra dev pyproject.toml -o requirements.lock
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv site build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 .venv/installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "'$(PYTHON)' is not Python 3.11 or newer, which urnet_jax needs: name one that is, as in 'make PYTHON=python3.12'." >&2; exit 1; }

@@ -56,11 +56,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return built
 
 
-def test_wheel_holds_every_module_and_config(wheel: pathlib.Path):
-    package = ROOT / "urnet_jax"
-    expected = {"urnet_jax/py.typed"}
-    expected |= {str(path.relative_to(ROOT)) for path in package.rglob("*.py")}
-    expected |= {str(path.relative_to(ROOT)) for path in package.rglob("*.jinja")}
+def test_wheel_holds_every_file_of_the_package_and_every_config(wheel: pathlib.Path):
+    package = [path for path in (ROOT / "urnet_jax").rglob("*") if path.is_file()]
+    expected = {str(path.relative_to(ROOT)) for path in package if path.suffix != ".pyc"}
     expected |= {f"urnet_jax/configs/{path.name}" for path in (ROOT / "configs").glob("*.py")}
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert held == expected
