@@ -29,6 +29,7 @@ from tqdm import tqdm
 from benchmarks import results, timing
 from urnet_jax.errors import make_folder, told_to_the_user
 from urnet_jax.runs import checkpoint, writers
+from urnet_jax.runs.load import load_network
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RUN = {
@@ -147,7 +148,7 @@ def _wait_for_moment(
 
 
 def _compare(whole: pathlib.Path, killed: pathlib.Path) -> None:
-    expected, found = (checkpoint.load_for_evaluation(run) for run in (whole, killed))
+    expected, found = (load_network(run) for run in (whole, killed))
     if expected[0] != found[0]:
         raise RuntimeError(f"the killed run ended as {found[0]}, not {expected[0]}")
     for one, other in zip(*map(jax.tree.leaves, (expected[1:], found[1:])), strict=True):

@@ -133,9 +133,9 @@ def open_run(workdir: str, data_dir: str) -> tuple[Any, Any, Any, Any]:
     """
     # Only here: they need the data pipeline's packages, which the rest does without.
     from urnet_jax.data.sources import open_split
-    from urnet_jax.runs import checkpoint
+    from urnet_jax.runs.load import load_network
 
-    meta, params, batch_stats = checkpoint.load_for_evaluation(workdir)
+    meta, params, batch_stats = load_network(workdir)
     if not meta.config.model.gated or meta.phase == "pretrain":
         raise UserError(
             f"--trained_workdir is {workdir}, whose network has no trained gates: name a run that "

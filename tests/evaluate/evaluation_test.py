@@ -13,7 +13,7 @@ from urnet_jax.config import Config
 from urnet_jax.data.batches import eval_batches
 from urnet_jax.data.sources import open_split
 from urnet_jax.errors import UserError
-from urnet_jax.evaluate import evaluation, plots, report
+from urnet_jax.evaluate import evaluation, files, plots
 from urnet_jax.evaluate.evaluation import Evaluation
 from urnet_jax.evaluate.figures import to_png
 from urnet_jax.evaluate.step import make_eval_step
@@ -148,13 +148,13 @@ def test_summary_by_hand(by_hand):
 
 def test_files_hold_the_evaluation(by_hand, tmp_path):
     directory = tmp_path / "new" / "folder"
-    paths = report.write(by_hand, directory, {"step": 7, "phase": "joint"})
+    paths = files.write(by_hand, directory, {"step": 7, "phase": "joint"})
     assert [path.name for path in paths] == FILES
     assert sorted(path.name for path in directory.iterdir()) == sorted(FILES)
 
     summary = evaluation.summarize(by_hand)
-    table = pd.read_csv(directory / "eval.csv")
-    pd.testing.assert_frame_equal(table, summary, rtol=1e-12)
+    rows = pd.read_csv(directory / "eval.csv")
+    pd.testing.assert_frame_equal(rows, summary, rtol=1e-12)
     record = json.loads((directory / "eval.json").read_text())
     assert record["rows"] == summary.to_dict("records")
     assert (record["step"], record["phase"], record["scales"]) == (7, "joint", [0.5, 1.0])
@@ -171,35 +171,20 @@ def test_files_hold_the_evaluation(by_hand, tmp_path):
 
 def test_a_diverged_network_is_written_as_json(by_hand, tmp_path):
     by_hand.loss[0, 0] = np.nan
-    report.write(by_hand, tmp_path, {})
+    files.write(by_hand, tmp_path, {})
     rows = json.loads((tmp_path / "eval.json").read_text(), parse_constant=pytest.fail)["rows"]
     assert [row["loss_mean"] for row in rows] == [None, 0.5]
 
 
 def test_writing_again_replaces_the_files(by_hand, tmp_path):
     for step in (1, 2):
-        report.write(by_hand, tmp_path, {"step": step})
+        files.write(by_hand, tmp_path, {"step": step})
     assert json.loads((tmp_path / "eval.json").read_text())["step"] == 2
     assert len(list(tmp_path.iterdir())) == len(FILES)
 
 
-@pytest.mark.parametrize("full_flops", [2e6, 15.6e9])
-def test_table_fits_80_columns(by_hand, capsys, monkeypatch, full_flops):
-    monkeypatch.setenv("COLUMNS", "80")
-    summary = evaluation.summarize(by_hand)
-    summary[["flops_full", "flops_mean", "flops_std"]] = [full_flops, 0.9 * full_flops, 123.4e3]
-    summary[["blocks_mean", "blocks_std", "blocks_total"]] = [100.25, 10.5, 104]
-    report.print_table(summary, "title")
-    printed = capsys.readouterr().out
-    assert max(map(len, printed.splitlines())) <= 80
-    assert (
-        "100.25 ± 10.50 (0-2)" in printed and "75.00" in printed and "blocks used of 104" in printed
-    )
-    assert ("14.04 ± 0.00" if full_flops > 1e9 else "1.80 ± 0.12") in printed
-
-
 def test_evaluate_workdir_needs_only_the_workdir(workdir, whole, capsys):
-    summary = report.evaluate_workdir(workdir, scales=[1.0, 0.6, 0.2], batch_size=50)
+    summary = files.evaluate_workdir(workdir, scales=[1.0, 0.6, 0.2], batch_size=50)
     pd.testing.assert_frame_equal(summary, evaluation.summarize(whole))
     record = json.loads((workdir / "eval.json").read_text())
     expected = {"dataset": "digits", "split": "test", "phase": "joint", "step": 7}
@@ -210,7 +195,7 @@ def test_evaluate_workdir_needs_only_the_workdir(workdir, whole, capsys):
 
 
 def test_evaluate_workdir_on_another_split_and_folder(workdir, tmp_path):
-    summary = report.evaluate_workdir(workdir, split="train", output=tmp_path / "out")
+    summary = files.evaluate_workdir(workdir, split="train", output=tmp_path / "out")
     assert tuple(summary.scale) == small_config().eval.scales
     assert set(summary.examples) == {1437}
     assert json.loads((tmp_path / "out" / "eval.json").read_text())["split"] == "train"
@@ -224,7 +209,7 @@ def test_where_nothing_is_gated_s_is_ignored(tmp_path, capsys, gated, phase, sai
     config = small_config(gated=gated)
     variables = network()[1:] if gated else state.init_variables(config)
     save_run(tmp_path, config, phase, variables)
-    summary = report.evaluate_workdir(tmp_path, scales=[0.2, 0.5], report=True)
+    summary = files.evaluate_workdir(tmp_path, scales=[0.2, 0.5], report=True)
     assert said in capsys.readouterr().out
     assert "whatever S is" in (tmp_path / "report.html").read_text()
     (row,) = summary.to_dict("records")
@@ -234,7 +219,7 @@ def test_where_nothing_is_gated_s_is_ignored(tmp_path, capsys, gated, phase, sai
 @pytest.mark.parametrize("scales", [[0.5, 1.3], [-0.1], [float("nan")], []])
 def test_bad_scales_are_one_sentence(tmp_path, scales):
     with pytest.raises(UserError, match="given .* expected numbers from 0 to 1") as error:
-        report.evaluate_workdir(tmp_path, scales=scales)
+        files.evaluate_workdir(tmp_path, scales=scales)
     assert str(error.value).count(". ") == 0
 
 
@@ -247,9 +232,9 @@ def test_other_bad_input_is_one_sentence(workdir, tmp_path):
         ({"output": file}, "cannot be made a folder"),
     ]:
         with pytest.raises(UserError, match=words):
-            report.evaluate_workdir(workdir, **arguments)
+            files.evaluate_workdir(workdir, **arguments)
     with pytest.raises(UserError, match="no checkpoint"):
-        report.evaluate_workdir(tmp_path / "empty")
+        files.evaluate_workdir(tmp_path / "empty")
 
 
 def labels_of(figure) -> list[str]:

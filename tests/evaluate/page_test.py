@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from helpers.report_pages import Page, drawn, made_up, page_of
-from urnet_jax.evaluate import evaluation, inspection, report
+from urnet_jax.evaluate import evaluation, files, inspection
 from urnet_jax.evaluate import html as pieces
 from urnet_jax.evaluate.evaluation import Evaluation
 
@@ -147,9 +147,9 @@ def test_it_is_evaluated_once_and_one_image_swept(finished, tmp_path, monkeypatc
         counts.append((len(found.labels), len(found.scales)))
         return found
 
-    monkeypatch.setattr(report, "evaluate", counted)
+    monkeypatch.setattr(files, "evaluate", counted)
     monkeypatch.setattr(inspection, "evaluate", counted)
-    report.evaluate_workdir(finished, scales=[1.0], output=tmp_path, report=True)
+    files.evaluate_workdir(finished, scales=[1.0], output=tmp_path, report=True)
     assert counts == [(360, 1), (1, len(inspection.SWEEP))]
     words = Page((tmp_path / "report.html").read_text()).words()
     assert "shown where both S = 0.6 and S = 0.8 are evaluated, which they were not" in words

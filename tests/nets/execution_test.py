@@ -22,7 +22,7 @@ from helpers.execution_networks import (
     network,
     run,
 )
-from urnet_jax.evaluate import report
+from urnet_jax.evaluate import files
 from urnet_jax.nets.architecture import Execution
 from urnet_jax.train import state
 
@@ -129,7 +129,7 @@ def test_evaluation_is_the_same_with_any_execution(finished, tmp_path):
     tables = []
     for how in ("dense", "auto"):
         output = tmp_path / how
-        report.evaluate_workdir(tmp_path / "run", batch_size=4, execution=how, output=output)
+        files.evaluate_workdir(tmp_path / "run", batch_size=4, execution=how, output=output)
         with np.load(output / "eval_samples.npz") as samples:
             gates, predictions = samples["gates"], samples["predictions"]
         tables.append((pd.read_csv(output / "eval.csv"), gates, predictions))

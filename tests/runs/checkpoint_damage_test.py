@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from helpers.folders import contents
-from urnet_jax.runs import checkpoint
-from urnet_jax.train import loop
-from urnet_jax.runs.checkpoint import Checkpointer
 from urnet_jax.errors import UserError
+from urnet_jax.runs import checkpoint
+from urnet_jax.runs.checkpoint import Checkpointer
+from urnet_jax.runs.load import load_network
+from urnet_jax.train import loop
 
 
 def largest(folder: pathlib.Path) -> pathlib.Path:
@@ -64,7 +65,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_read(damage, workdir, 
     state_now = "missing" if "remove" in damage.__name__ else "not as it was written"
     before = contents(workdir)
     for read in (
-        lambda: checkpoint.load_for_evaluation(workdir)[0],
+        lambda: load_network(workdir)[0],
         lambda: checkpoint.newest_meta(workdir),
     ):
         meta = read()
@@ -89,7 +90,7 @@ def test_a_run_sets_a_damaged_checkpoint_aside_and_goes_on(
     assert errors.startswith(f"warning: The checkpoint {newest} cannot be read (")
     assert errors.endswith(f"): it was moved to {workdir / 'damaged' / '29'}.\n")
     assert contents(workdir / "damaged" / "29") == damaged
-    found, expected = (checkpoint.load_for_evaluation(run)[1:] for run in (workdir, finished))
+    found, expected = (load_network(run)[1:] for run in (workdir, finished))
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
@@ -104,7 +105,7 @@ def test_where_all_are_damaged_evaluation_is_one_sentence(workdir, newest, capsy
     for folder in (newest, newest.with_name("28")):
         remove_meta(folder)
     with pytest.raises(UserError, match=f"The checkpoint {newest} cannot be read"):
-        checkpoint.load_for_evaluation(workdir)
+        load_network(workdir)
     assert len(capsys.readouterr().err.splitlines()) == 0
 
 
@@ -131,7 +132,7 @@ def test_a_damaged_state_is_one_sentence_without_checksums_too(damage, workdir, 
     (newest / "checksums.json").unlink()
     damage(newest)
     with pytest.raises(UserError) as error:
-        checkpoint.load_for_evaluation(workdir)
+        load_network(workdir)
     sentence = str(error.value)
     assert sentence.startswith(f"The checkpoint {newest} cannot be read (")
     assert sentence.endswith("or start in a new workdir.")
@@ -142,7 +143,7 @@ def test_a_damaged_state_is_one_sentence_without_checksums_too(damage, workdir, 
 def test_a_damaged_meta_shows_without_checksums_too(damage, workdir, newest, capsys):
     (newest / "checksums.json").unlink()
     damage(newest)
-    assert checkpoint.load_for_evaluation(workdir)[0].step == 28
+    assert load_network(workdir)[0].step == 28
     assert f"warning: The checkpoint {newest} cannot be read (" in capsys.readouterr().err
 
 
@@ -169,7 +170,7 @@ def test_where_all_checkpoints_are_damaged_nothing_is_changed(workdir, tiny):
     with pytest.raises(UserError, match=message):
         loop.train_and_evaluate(tiny(), workdir)
     with pytest.raises(UserError, match=message):
-        checkpoint.load_for_evaluation(workdir)
+        load_network(workdir)
     assert contents(workdir) == before
 
 

@@ -3,16 +3,17 @@
 import pytest
 
 from helpers.folders import contents
-from urnet_jax.runs import checkpoint
-from urnet_jax.train import loop, resume
 from urnet_jax.errors import UserError
+from urnet_jax.runs.load import load_network
+from urnet_jax.runs.lock import locked
+from urnet_jax.train import loop, resume
 
 
 def test_a_refused_run_leaves_the_folder_to_the_first(tmp_path):
     workdir = tmp_path / "run"
-    with resume.locked(workdir):
+    with locked(workdir):
         with pytest.raises(UserError, match="Another run is at work"):
-            with resume.locked(workdir):
+            with locked(workdir):
                 pass
         assert workdir.exists()
     assert not workdir.exists()
@@ -68,7 +69,7 @@ def test_a_folder_without_checkpoints_is_one_sentence(folder, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError) as error:
-        checkpoint.load_for_evaluation(folder)
+        load_network(folder)
     assert str(error.value) == (
         f"The workdir {folder} holds no checkpoint; train there first: "
         f"python train.py --workdir={folder}."

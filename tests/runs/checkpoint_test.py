@@ -8,15 +8,16 @@ from typing import Any
 import jax
 import pytest
 
-from urnet_jax.runs import checkpoint, checksums, writers
-from urnet_jax.train import loop, state
-from urnet_jax.runs.checkpoint import Checkpointer
 from urnet_jax.errors import UserError
+from urnet_jax.runs import checkpoint, checksums, writers
+from urnet_jax.runs.checkpoint import Checkpointer
+from urnet_jax.runs.load import load_network
+from urnet_jax.train import loop, state
 
 
 def test_a_checkpoint_needs_no_checksums(workdir, newest):
     (newest / "checksums.json").unlink()
-    assert checkpoint.load_for_evaluation(workdir)[0].step == 29
+    assert load_network(workdir)[0].step == 29
 
 
 def test_the_newest_are_kept(finished):
@@ -38,10 +39,10 @@ def test_the_best_is_kept_too_and_evaluated(tiny, tmp_path):
     assert checkpoint.steps(tmp_path) == sorted({best, 11})
     cases: Any = (("best", best), (best, best), ("newest", 11))
     for which, step in cases:
-        meta = checkpoint.load_for_evaluation(tmp_path, which)[0]
+        meta = load_network(tmp_path, which)[0]
         assert (meta.step, meta.top1_percent) == (step, scores[step])
     with pytest.raises(UserError, match=r"holds no checkpoint 3; it holds the steps \d+"):
-        checkpoint.load_for_evaluation(tmp_path, 3)
+        load_network(tmp_path, 3)
 
 
 def test_the_best_is_of_the_latest_phase(workdir):
@@ -57,7 +58,7 @@ def test_a_run_without_evaluated_checkpoints_has_no_best(workdir):
         file = workdir / "checkpoints" / str(step) / "meta" / "metadata"
         file.write_text(json.dumps(json.loads(file.read_text()) | {"top1_percent": None}))
     with pytest.raises(UserError, match="holds the steps 28, 29, none evaluated"):
-        checkpoint.load_for_evaluation(workdir, "best")
+        load_network(workdir, "best")
 
 
 def test_meta_tells_of_the_run(finished, tiny):
@@ -69,7 +70,7 @@ def test_meta_tells_of_the_run(finished, tiny):
 
 
 def test_what_is_restored_is_what_evaluation_loads(finished):
-    meta, params, batch_stats = checkpoint.load_for_evaluation(finished)
+    meta, params, batch_stats = load_network(finished)
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = state.abstract_state(meta.config, meta.phase, meta.steps_per_epoch, here)
     checkpointer = Checkpointer(finished)
@@ -87,7 +88,7 @@ def test_a_checkpoint_opens_on_another_device(workdir, newest):
     here, elsewhere = r"{\"id\": 0}", r"{\"id\": 2048}"
     assert here in record.read_text()
     record.write_text(record.read_text().replace(here, elsewhere))
-    assert checkpoint.load_for_evaluation(workdir)[0].step == 29
+    assert load_network(workdir)[0].step == 29
 
 
 def test_a_checkpoint_counts_only_once_its_checksums_are_written(workdir, newest, monkeypatch):

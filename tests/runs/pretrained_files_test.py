@@ -9,8 +9,8 @@ import pytest
 import safetensors.numpy
 
 from helpers.pretrained_networks import ARCHS, exported
-from urnet_jax.runs import pretrained
 from urnet_jax.errors import UserError
+from urnet_jax.runs import pretrained
 
 
 def test_pytorchs_files_round_trip(tmp_path):

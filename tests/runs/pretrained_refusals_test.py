@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from helpers.pretrained_networks import ARCHS, exported, variables
-from urnet_jax.runs import pretrained
-from urnet_jax.nets.architecture import Architecture
 from urnet_jax.errors import UserError
+from urnet_jax.nets.architecture import Architecture
+from urnet_jax.runs import pretrained
 
 GATED = Architecture("cifar", 14, 10, image_size=8)
 PLAIN = Architecture("cifar", 14, 10, image_size=8, gated=False)

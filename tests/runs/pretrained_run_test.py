@@ -10,17 +10,18 @@ import pytest
 import safetensors.numpy
 
 from helpers.pretrained_networks import assert_identical, exported, variables, without_gates
-from urnet_jax.runs import checkpoint, pretrained
-from urnet_jax.train import loop, optimizer, state
 from urnet_jax import config as config_lib
 from urnet_jax.errors import UserError
+from urnet_jax.runs import pretrained
+from urnet_jax.runs.load import load_network
+from urnet_jax.train import loop, optimizer, state
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("run", ["cifar10_resnet20/run", "cifar10_resnet20/plain/run"])
 def test_runs_from_before_there_was_a_section_init_still_load(run, tmp_path):
-    meta, params, batch_stats = checkpoint.load_for_evaluation(ROOT / "results" / run)
+    meta, params, batch_stats = load_network(ROOT / "results" / run)
     assert meta.config.init["from"] == ""
     arch = config_lib.architecture(meta.config)
     pretrained.export_workdir(ROOT / "results" / run, tmp_path / "x.safetensors", "newest")
@@ -63,7 +64,7 @@ def test_a_run_begins_from_what_another_exported(finished, start, tiny_flags, tm
         "49 tensors",
         "whole.safetensors",
     ]
-    _, params, batch_stats = checkpoint.load_for_evaluation(finished)
+    _, params, batch_stats = load_network(finished)
     whole = safetensors.numpy.load_file(tmp_path / "whole.safetensors")
     plain = without_gates(whole)
     assert len(plain) == 37
@@ -76,7 +77,7 @@ def test_a_run_begins_from_what_another_exported(finished, start, tiny_flags, tm
         printed, errors = process.communicate(timeout=180)
     assert process.returncode == 0, errors
     assert "It begins with the weights of plain.safetensors." in printed
-    meta, begun, stats = checkpoint.load_for_evaluation(tmp_path / "run")
+    meta, begun, stats = load_network(tmp_path / "run")
     assert (meta.phase, meta.step, meta.config.init["from"]) == ("gates", 7, "plain.safetensors")
     gates, backbone = optimizer.split_trained(begun, "gates")
     assert_identical(backbone, optimizer.split_trained(params, "gates")[1])

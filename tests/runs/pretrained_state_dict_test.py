@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from helpers.pretrained_networks import ARCHS, assert_identical, exported, variables, without_gates
+from urnet_jax.nets.architecture import Architecture
 from urnet_jax.runs import pretrained
 from urnet_jax.train import optimizer
-from urnet_jax.nets.architecture import Architecture
 
 
 @pytest.mark.parametrize("name", ARCHS)

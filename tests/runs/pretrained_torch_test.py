@@ -10,12 +10,12 @@ import pytest
 from flax import nnx
 
 from helpers.pretrained_networks import ARCHS, variables
-from urnet_jax.data import augment
-from urnet_jax.runs import pretrained
-from urnet_jax.train import resume, state
 from urnet_jax import config as config_lib
+from urnet_jax.data import augment
 from urnet_jax.nets.architecture import Architecture, StageSpec
 from urnet_jax.nets.resnet import ResNet
+from urnet_jax.runs import pretrained
+from urnet_jax.train import resume, state
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 WEIGHTS = ROOT.parent / "shared" / "weights" / "cifar10_resnet"

@@ -14,6 +14,7 @@ import pytest
 
 from urnet_jax.errors import UserError
 from urnet_jax.runs import checkpoint, writers
+from urnet_jax.runs.load import load_network
 from urnet_jax.train import loop
 
 
@@ -24,7 +25,7 @@ def wait_for_checkpoint(workdir: pathlib.Path, process: subprocess.Popen[str]) -
 
 
 def assert_same_network(found: pathlib.Path, expected: pathlib.Path) -> None:
-    one, other = (checkpoint.load_for_evaluation(workdir) for workdir in (found, expected))
+    one, other = (load_network(workdir) for workdir in (found, expected))
     assert one[0] == other[0]
     jax.tree.map(np.testing.assert_array_equal, one[1:], other[1:])
 

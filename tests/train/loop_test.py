@@ -10,10 +10,11 @@ import pytest
 
 from urnet_jax import config as config_lib
 from urnet_jax.errors import UserError
-from urnet_jax.evaluate import report
+from urnet_jax.evaluate import files
 from urnet_jax.phases import PHASES
 from urnet_jax.runs import checkpoint, writers
 from urnet_jax.runs.checkpoint import Checkpointer
+from urnet_jax.runs.load import load_network
 from urnet_jax.runs.meta import Meta
 from urnet_jax.train import loop, optimizer, state
 from urnet_jax.train.state import TrainState
@@ -255,9 +256,9 @@ def test_averaged_parameters_are_those_that_are_evaluated(averaged, tiny):
     differs = jax.tree.map(lambda a, b: bool((a != b).any()), final.params, final.ema_params)
     assert all(jax.tree.leaves(optimizer.split_trained(differs, "pretrain")[0]))
     assert not any(jax.tree.leaves(optimizer.split_trained(differs, "gates")[0]))
-    _, params, _ = checkpoint.load_for_evaluation(averaged)
+    _, params, _ = load_network(averaged)
     assert_identical(params, final.ema_params)
-    (row,) = report.evaluate_workdir(averaged).to_dict("records")
+    (row,) = files.evaluate_workdir(averaged).to_dict("records")
     on_the_way = lines(averaged, "eval")[-1]
     assert {name: on_the_way[name] for name in row} == pytest.approx(row)
     begun = loop.start_phase(tiny(), "joint", STEPS_PER_EPOCH, final, MESH)

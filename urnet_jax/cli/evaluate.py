@@ -3,10 +3,14 @@
 from absl import app, flags
 
 from urnet_jax.cli.flags import FLAGS, check_workdir, parse, scales_of, show_help, which_step
+from urnet_jax.cli.interruption import end_at_once_on_ctrl_c
 from urnet_jax.errors import told_to_the_user
 from urnet_jax.nets.architecture import EXECUTIONS
 
-_told_to_the_user = told_to_the_user("Interrupted: nothing was changed.")
+_INTERRUPTED = (
+    "Interrupted: no file is half written; the same command evaluates the run from the start."
+)
+_told_to_the_user = told_to_the_user(_INTERRUPTED)
 
 
 def main() -> None:
@@ -25,6 +29,7 @@ def main() -> None:
     --output      the folder for tables and plots (default: the workdir)
     --report      also writes report.html: tables, plots and images, in one file for a browser
     """
+    end_at_once_on_ctrl_c(_INTERRUPTED)
     app.run(_evaluate, flags_parser=_parse_evaluate)
 
 
@@ -48,9 +53,9 @@ def _parse_evaluate(argv: list[str]) -> tuple[float, ...] | None:
 
 @_told_to_the_user
 def _evaluate(scales: tuple[float, ...] | None) -> None:
-    from urnet_jax.evaluate import report
+    from urnet_jax.evaluate import files
 
-    report.evaluate_workdir(
+    files.evaluate_workdir(
         FLAGS.workdir,
         which=which_step(),
         scales=scales,

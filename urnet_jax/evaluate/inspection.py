@@ -36,7 +36,7 @@ from urnet_jax.evaluate.gate_tables import (
 )  # fmt: skip
 from urnet_jax.evaluate.step import EvalStep, make_eval_step
 from urnet_jax.nets.architecture import Architecture
-from urnet_jax.runs import checkpoint
+from urnet_jax.runs.load import load_network
 from urnet_jax.runs.meta import Meta
 from urnet_jax.train.state import Tree
 
@@ -171,14 +171,14 @@ def load(
 
     Args:
       workdir: of the run; nothing else is needed, but the data where the network is to see some.
-      which: its checkpoint, see `checkpoint.load_for_evaluation`.
+      which: its checkpoint, see `load.load_network`.
       data_dir: where the dataset lies now; by default where the config says.
 
     Raises:
       UserError: the workdir holds no such checkpoint, the network has no trained gates, or its
         blocks are dropped at random.
     """
-    meta, params, batch_stats = checkpoint.load_for_evaluation(workdir, which)
+    meta, params, batch_stats = load_network(workdir, which)
     if not meta.config.model.gated or meta.phase == "pretrain":
         kind = "of phase pretrain" if meta.config.model.gated else "of a plain network"
         raise UserError(

@@ -22,7 +22,7 @@ def make(run: Run, split: Split, evaluation: Evaluation, record: Mapping[str, An
       run: what was evaluated.
       split: on which.
       evaluation: of every example of `split`; its `gate_logits` are not needed.
-      record: what eval.json records of it, see `report.describe`.
+      record: what eval.json records of it, see `files.describe`.
     """
     arch = evaluation.arch
     kind = "Gated" if arch.gated else "Plain"

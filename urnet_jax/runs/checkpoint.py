@@ -1,25 +1,29 @@
 """Checkpoints: the training state and what it says of itself. The only user of Orbax."""
 
 import contextlib
+import dataclasses
 import errno
 import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from urnet_jax.errors import UserError, writable
 from urnet_jax.runs import checksums
-from urnet_jax.xla import sharding
-from urnet_jax.train import state as state_lib
-from urnet_jax.errors import UserError
 from urnet_jax.runs.meta import Meta, Score
-from urnet_jax.train.state import TrainState, Tree
+from urnet_jax.xla import sharding
 
 FOLDER = "checkpoints"
+
+_META = "meta/metadata"
+
+State = TypeVar("State")
+"""A pytree of arrays, whose parts have names: nested dicts, dataclasses, named tuples."""
 
 
 class Checkpointer:
@@ -34,7 +38,7 @@ class Checkpointer:
           keep_best: also kept, of those that were evaluated, by `Meta.score`.
         """
         self.directory = _folder(workdir)
-        self._scores = {step: _score(workdir, step) for step in steps(workdir)}
+        self._scores = scores(workdir)
         self._saving: int | None = None
         writes = keep > 0
         sealed = ocp.AsyncOptions(post_finalization_callback=self._seal)
@@ -56,7 +60,7 @@ class Checkpointer:
             },
         )
 
-    def save(self, state: TrainState, meta: Meta) -> None:
+    def save(self, state: Any, meta: Meta) -> None:
         """Begins to write a checkpoint, and returns once `state` may be changed.
 
         It counts only once it is complete. A step is saved once.
@@ -82,8 +86,35 @@ class Checkpointer:
         with self._writing():
             self._manager.wait_until_finished()
 
-    def restore_state(self, step: int, abstract: TrainState) -> TrainState:
-        """The training state at `step`, in the shapes and shardings of `abstract`."""
+    def add_score(self, step: int, top1_percent: float) -> None:
+        """Gives the checkpoint at `step` the score of an evaluation that came after it was saved.
+
+        It is on disk at the return. The next save heeds it where it decides which checkpoints
+        stay. All processes of a run call this together.
+
+        Args:
+          step: of a complete checkpoint.
+          top1_percent: as in `Meta`.
+
+        Raises:
+          UserError: there is no such checkpoint, or its files cannot be written.
+        """
+        self.wait()
+        folder = self.directory / str(step)
+        meta = read_meta(self.directory.parent, step)
+        meta = dataclasses.replace(meta, top1_percent=top1_percent)
+        with sharding.failing_together():
+            if sharding.is_main():
+                with writable(folder / _META):
+                    checksums.replace_file(folder, _META, json.dumps(meta.to_json()))
+        self._scores[step] = meta.score
+
+    def restore_state(self, step: int, abstract: State) -> State:
+        """The state at `step`, in the shapes and shardings of `abstract`.
+
+        Raises:
+          UserError: it is damaged, or of another shape.
+        """
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))  # pyright: ignore[reportCallIssue]
         try:
             restored: Any = self._manager.restore(step, args=args)
@@ -137,11 +168,11 @@ class _Best(ocp.checkpoint_managers.PreservationPolicy):
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
         del context
-        best = _best_steps({c.step: self._scores.get(c.step) for c in checkpoints})[: self._n]
+        best = best_steps({c.step: self._scores.get(c.step) for c in checkpoints})[: self._n]
         return [c.step in best for c in checkpoints]
 
 
-def _best_steps(scores: dict[int, Score | None]) -> list[int]:
+def best_steps(scores: dict[int, Score | None]) -> list[int]:
     """The steps that were evaluated, the best first, of equals the newest."""
     known = [(score, step) for step, score in scores.items() if score is not None]
     return [step for _, step in sorted(known, reverse=True)]
@@ -166,16 +197,20 @@ def read_meta(workdir: epath.PathLike, step: int) -> Meta:
     """
     folder = _folder(workdir) / str(step)
     try:
-        return Meta.from_json(json.loads((folder / "meta" / "metadata").read_text()))
+        return Meta.from_json(json.loads((folder / _META).read_text()))
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise damaged(folder, error) from error
 
 
-def _score(workdir: epath.PathLike, step: int) -> Score | None:
-    try:
-        return read_meta(workdir, step).score
-    except UserError:  # Whoever asks for this checkpoint will hear of it.
-        return None
+def scores(workdir: epath.PathLike) -> dict[int, Score | None]:
+    """The scores of the complete checkpoints by their steps; None where there was no evaluation."""
+    found: dict[int, Score | None] = {}
+    for step in steps(workdir):
+        try:
+            found[step] = read_meta(workdir, step).score
+        except UserError:  # Whoever asks for this checkpoint will hear of it.
+            found[step] = None
+    return found
 
 
 def check_files(workdir: epath.PathLike, step: int) -> None:
@@ -237,39 +272,30 @@ def newest_meta(workdir: epath.PathLike) -> Meta | None:
     return meta
 
 
-def load_for_evaluation(
-    workdir: epath.PathLike, which: Literal["newest", "best"] | int = "newest"
-) -> tuple[Meta, Tree, Tree]:
-    """A checkpoint's network: its meta, parameters (averaged, if so) and batch_stats.
+def restore_part(workdir: epath.PathLike, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
+    """Some parts of the state at `step`, by their names in it; the others are not read.
 
     Args:
       workdir: of the run.
-      which: the newest whole one, the best by `Meta.score`, or that of a step.
+      step: of a complete checkpoint.
+      abstract: the parts' shapes, dtypes and shardings.
 
     Raises:
-      UserError: `workdir` holds no such checkpoint, or it is damaged.
+      UserError: the checkpoint is damaged, or a part is missing or of another shape.
     """
-    if which == "newest":
-        meta = newest_meta(workdir)
-    else:
-        found = {step: _score(workdir, step) for step in steps(workdir)}
-        step = next(iter(_best_steps(found)), None) if which == "best" else which
-        if found and step not in found:
-            raise UserError(
-                f"The workdir {workdir} holds no checkpoint {which}; it holds the steps "
-                f"{', '.join(map(str, found))}" + (", none evaluated." if which == "best" else ".")
-            )
-        meta = None
-        if step in found:
-            check_files(workdir, step)
-            meta = read_meta(workdir, step)
-    if meta is None:
-        raise UserError(
-            f"The workdir {workdir} holds no checkpoint; train there first: "
-            f"python train.py --workdir={workdir}."
-        )
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    abstract = state_lib.abstract_state(meta.config, meta.phase, meta.steps_per_epoch, here)
-    with contextlib.closing(Checkpointer(workdir)) as checkpointer:
-        state = checkpointer.restore_state(meta.step, abstract)
-    return meta, state.eval_params, state.batch_stats
+    folder = _folder(workdir) / str(step)
+    args = ocp.args.PyTreeRestore(
+        item=abstract,  # pyright: ignore[reportCallIssue]
+        restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),  # pyright: ignore[reportCallIssue]
+        partial_restore=True,  # pyright: ignore[reportCallIssue]
+    )
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            parts = reader.restore(folder / "state", args=args)
+        # Orbax leaves what it does not find as it was asked for.
+        for path, leaf in jax.tree_util.tree_leaves_with_path(parts):
+            if not isinstance(leaf, jax.Array):
+                raise ValueError(f"it holds no {jax.tree_util.keystr(path, simple=True)}")
+    except Exception as error:  # Orbax and TensorStore raise many kinds for a bad file.
+        raise damaged(folder, error) from error
+    return parts

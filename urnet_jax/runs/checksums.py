@@ -1,6 +1,7 @@
 """Checksums of a folder's files: Orbax itself reads a changed byte as if it were right."""
 
 import json
+import os
 import zlib
 from collections.abc import Iterator
 
@@ -15,9 +16,21 @@ ORBAX_METADATA = "_CHECKPOINT_METADATA"
 def write(folder: epath.Path) -> None:
     """Records the files that the folder holds, at any depth."""
     sums = {str(path.relative_to(folder)): zlib.crc32(path.read_bytes()) for path in _files(folder)}
-    temporary = folder / f"{FILE}.tmp"
-    temporary.write_text(json.dumps(sums, indent=1))
-    temporary.replace(folder / FILE)
+    _record(folder, sums)
+
+
+def replace_file(folder: epath.Path, name: str, text: str) -> None:
+    """Gives a file of the folder another content, and that to the record.
+
+    Wherever this is cut short, `check` finds the folder in order: it passes over a file that is
+    not in the record.
+    """
+    sums = json.loads((folder / FILE).read_text()) if (folder / FILE).exists() else None
+    if sums is not None:
+        _record(folder, {other: value for other, value in sums.items() if other != name})
+    _replace(folder / name, text)
+    if sums is not None:
+        _record(folder, sums | {name: zlib.crc32(text.encode())})
 
 
 def check(folder: epath.Path) -> None:
@@ -42,3 +55,18 @@ def _files(folder: epath.Path) -> Iterator[epath.Path]:
             yield from _files(path)
         elif path.name not in (FILE, ORBAX_METADATA):
             yield path
+
+
+def _record(folder: epath.Path, sums: dict[str, int]) -> None:
+    _replace(folder / FILE, json.dumps(sums, indent=1))
+
+
+def _replace(path: epath.Path, text: str) -> None:
+    """Writes a file whole or not at all, also where the machine loses power."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        if "://" not in str(path):
+            os.fsync(file.fileno())
+    temporary.replace(path)

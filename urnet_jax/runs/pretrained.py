@@ -20,15 +20,15 @@ import numpy as np
 from etils import epath
 from flax import nnx, traverse_util
 
-from urnet_jax.runs import checkpoint
 from urnet_jax import config as config_lib
-from urnet_jax.train import state as state_lib
-from urnet_jax.nets.architecture import IMAGENET_BLOCKS, Architecture
 from urnet_jax.config import Config
 from urnet_jax.errors import UserError
+from urnet_jax.nets.architecture import IMAGENET_BLOCKS, Architecture
 from urnet_jax.nets.resnet import ResNet
-from urnet_jax.train.state import Tree
+from urnet_jax.runs.load import load_network
 from urnet_jax.runs.torch_files import Tensors, check_output, read_state_dict, write_state_dict
+from urnet_jax.train import state as state_lib
+from urnet_jax.train.state import Tree
 
 # The key is the number of axes: HWIO and [in, out] here, OIHW and [out, in] there.
 _TO_TORCH = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
@@ -273,16 +273,15 @@ def export_workdir(
     Args:
       workdir: of the run.
       output: the file, `.safetensors`, `.pt`, `.pth` or `.th`.
-      which: as for `checkpoint.load_for_evaluation`.
+      which: as for `load.load_network`.
 
     Raises:
       UserError: the workdir holds no such checkpoint, or `output` cannot be written.
     """
     check_output(output)
-    meta, params, batch_stats = checkpoint.load_for_evaluation(workdir, which)
+    meta, params, batch_stats = load_network(workdir, which)
     arch = config_lib.architecture(meta.config)
     tensors = export_state_dict(params, batch_stats, arch)
     write_state_dict(tensors, output)
     print(f"{arch.describe()}, step {meta.step} ({meta.phase}): {len(tensors)} tensors")
     print(output)
-

@@ -16,11 +16,13 @@ from urnet_jax.config import Config
 from urnet_jax.data.batches import train_batches
 from urnet_jax.data.sources import Split, open_split
 from urnet_jax.errors import Stopped, writable
-from urnet_jax.evaluate import evaluation, report
+from urnet_jax.evaluate import evaluation, table
 from urnet_jax.evaluate.step import EvalStep, make_eval_step
 from urnet_jax.phases import PHASES
-from urnet_jax.runs import checkpoint, pretrained, writers
+from urnet_jax.runs import pretrained, writers
 from urnet_jax.runs.checkpoint import Checkpointer
+from urnet_jax.runs.load import load_network
+from urnet_jax.runs.lock import locked
 from urnet_jax.runs.meta import Meta
 from urnet_jax.runs.writers import MetricWriter
 from urnet_jax.train import interruption, optimizer, resume
@@ -66,7 +68,7 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> None:
         if config.log.tensorboard:
             writers.check_tensorboard()
         with contextlib.ExitStack() as stack:
-            stack.enter_context(resume.locked(workdir))
+            stack.enter_context(locked(workdir))
             found = resume.check_workdir(workdir, config)
             if found is None:
                 with sharding.failing_together():  # A host may lack the file.
@@ -75,6 +77,8 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> None:
                 if found is None or is_before(found.phase, phase):
                     resume.check_init_from(config, phase)
             train_split, test_split = open_splits(config)
+            if found is not None:
+                resume.check_num_examples(workdir, found, train_split.num_examples)
 
             # ---- Run ----
             settings = config.checkpoint
@@ -165,7 +169,7 @@ def start_phase(
     else:
         params, batch_stats = before.eval_params, before.batch_stats
     if config[phase].init_from:
-        meta, *found = checkpoint.load_for_evaluation(config[phase].init_from)
+        meta, *found = load_network(config[phase].init_from)
         begun_from = meta.config.init["from"], meta.config.pretrain.init_from
         if meta.phase == "pretrain" and not any(begun_from):
             found = [optimizer.split_trained(tree, "gates")[1] for tree in found]
@@ -254,7 +258,7 @@ def evaluate(
     for row in summary.to_dict("records"):
         run.writer.write("eval", step, {"phase": phase, **row})
     if is_last:
-        report.print_table(summary, f"After phase {phase}, step {step}, test split")
+        table.print_table(summary, f"After phase {phase}, step {step}, test split")
     else:
         shown = ", ".join(
             f"{row['top1_percent']:.2f} at S {row['scale']:g} (usage {row['usage_mean']:.2f})"

@@ -1,11 +1,8 @@
 """Whether a run may go on in a workdir, and from where."""
 
-import contextlib
 import dataclasses
-import fcntl
-import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -13,7 +10,7 @@ from etils import epath
 
 from urnet_jax import config as config_lib
 from urnet_jax.config import Config
-from urnet_jax.errors import UserError, make_folder, writable
+from urnet_jax.errors import UserError, writable
 from urnet_jax.nets.architecture import Architecture
 from urnet_jax.runs import checkpoint, pretrained
 from urnet_jax.runs.meta import Meta
@@ -22,61 +19,6 @@ from urnet_jax.xla import sharding
 
 DAMAGED = "damaged"
 """The folder of a workdir that damaged checkpoints are moved to."""
-
-
-@contextlib.contextmanager
-def locked(workdir: epath.PathLike) -> Iterator[None]:
-    """Makes the workdir and keeps other runs out; the system ends the lock with the process.
-
-    A bucket such as gs://... is not locked. A folder that is empty at the end is removed.
-
-    Raises:
-      UserError: it cannot be made, or another run is at work there.
-    """
-    handle, taken = None, False
-    with sharding.failing_together():
-        make_folder(workdir, "--workdir")
-    if sharding.is_main() and "://" not in str(workdir):
-        handle = os.open(workdir, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            taken = True
-        except OSError:  # A file system without locks.
-            pass
-    try:
-        if sharding.decided_by_main(taken):
-            raise UserError(
-                f"Another run is at work in the workdir {workdir}: wait for its end, stop it, or "
-                "choose another --workdir."
-            )
-        _check_shared(workdir)
-        yield
-    finally:
-        if handle is not None:
-            if not taken:
-                with contextlib.suppress(OSError):  # It is not empty.
-                    os.rmdir(workdir)
-            os.close(handle)
-
-
-def _check_shared(workdir: epath.PathLike) -> None:
-    """Raises a UserError on all processes where one of them has another folder of that name."""
-    if jax.process_count() == 1:
-        return
-    mark = epath.Path(workdir) / f".seen_by_all.{sharding.decided_by_main(os.getpid())}"
-    with sharding.failing_together():  # The others wait here for the mark.
-        if sharding.is_main():
-            with writable(mark):
-                mark.touch()
-    shared = sharding.on_all(mark.exists())
-    if sharding.is_main():
-        mark.unlink(missing_ok=True)
-    if not shared:
-        raise UserError(
-            f"The workdir {workdir} is not the same folder on all hosts of this run: name one on a "
-            "disk that all of them see, with its whole path."
-        )
 
 
 def newest_whole(workdir: epath.PathLike) -> Meta | None:
@@ -146,6 +88,28 @@ def check_workdir(workdir: epath.PathLike, config: Config) -> Meta | None:
         values = " and ".join(f"{phase}.{n} {before[n]}, not {now[n]}" for n in changed)
         raise UserError(f"{where} phase that began with {values}: {advice}")
     return found
+
+
+def check_num_examples(workdir: epath.PathLike, found: Meta, num_examples: int) -> None:
+    """Refuses to go on with a training split of another length: it would be other examples.
+
+    Args:
+      workdir: of the run.
+      found: what its newest whole checkpoint says.
+      num_examples: those of the training split as it is now.
+
+    Raises:
+      UserError: there were more or fewer.
+    """
+    before = round(found.steps_per_epoch * found.config.data.batch_size)
+    with sharding.failing_together():  # A host may hold other data.
+        if before != num_examples:
+            raise UserError(
+                f"The workdir {workdir} holds a checkpoint of a run on {before:,} training images, "
+                f"and {found.config.data.name} now has {num_examples:,}, which would train on "
+                "other examples from here on: bring back the dataset as it was, or choose another "
+                "--workdir."
+            )
 
 
 def check_init(config: Config, phase: str) -> None:

@@ -1,4 +1,4 @@
-"""What an evaluation leaves: a table in the terminal, files, plots."""
+"""The files that an evaluation writes: tables, what each sample did, plots, and the page."""
 
 import dataclasses
 import datetime
@@ -9,7 +9,7 @@ import os
 import pathlib
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import flax
@@ -17,9 +17,6 @@ import jax
 import numpy as np
 import pandas as pd
 from etils import epath
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 import urnet_jax
 from urnet_jax import config as config_lib
@@ -30,31 +27,11 @@ from urnet_jax.evaluate.evaluation import Evaluation, check_scales, evaluate, su
 from urnet_jax.evaluate.figures import to_png
 from urnet_jax.evaluate.inspection import Run
 from urnet_jax.evaluate.step import make_eval_step
+from urnet_jax.evaluate.table import print_table
 from urnet_jax.nets.architecture import Execution
 from urnet_jax.nets.execution import choose
-from urnet_jax.runs import checkpoint, writers
-
-
-def print_table(summary: pd.DataFrame, title: str = "") -> None:
-    """Prints `summarize`'s table for people, within 80 columns."""
-    unit, name = (1e9, "G") if summary["flops_full"].iloc[0] >= 1e9 else (1e6, "M")
-    blocks = f"blocks used of {summary['blocks_total'].iloc[0]}\nmean ± std (min-max)"
-    flops = f"FLOPs, {name}\nmean ± std"
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for header in ("S", "top-1, %", blocks, flops, "of the full\nnetwork, %"):
-        table.add_column(header, justify="right")
-    rows: Iterable[Any] = summary.itertuples()
-    for row in rows:
-        table.add_row(
-            f"{row.scale:g}",
-            f"{row.top1_percent:.2f}",
-            f"{row.blocks_mean:.2f} ± {row.blocks_std:.2f} ({row.blocks_min}-{row.blocks_max})",
-            f"{row.flops_mean / unit:.2f} ± {row.flops_std / unit:.2f}",
-            f"{100 * row.flops_share:.1f}",
-        )
-    console = Console()
-    console.print(title, soft_wrap=True, highlight=False)
-    console.print(table)
+from urnet_jax.runs import writers
+from urnet_jax.runs.load import load_network
 
 
 def describe(evaluation: Evaluation, meta: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,7 +121,7 @@ def evaluate_workdir(
 
     Args:
       workdir: of the run; nothing else is needed.
-      which: its checkpoint, see `checkpoint.load_for_evaluation`.
+      which: its checkpoint, see `load.load_network`.
       scales: the grid of S; by default the config's.
       split: `train` or `test`.
       batch_size: samples per step; 0 takes the config's.
@@ -160,7 +137,7 @@ def evaluate_workdir(
     if batch_size < 0:
         raise UserError(f"batch_size is {batch_size}; expected at least 1, or 0 for the config's.")
     directory = epath.Path(output or workdir)
-    run = Run(*checkpoint.load_for_evaluation(workdir, which))
+    run = Run(*load_network(workdir, which))
     make_folder(directory, "--output")
     config, phase = run.config, run.meta.phase
     if data_dir:

@@ -1,0 +1,44 @@
+"""The table in the terminal."""
+
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from urnet_jax.evaluate import table
+
+
+def summary(full_flops: float) -> pd.DataFrame:
+    """One row of `evaluation.summarize`, with the widest numbers that are expected."""
+    return pd.DataFrame(
+        {
+            "scale": [0.5],
+            "top1_percent": 75.0,
+            "blocks_mean": 100.25,
+            "blocks_std": 10.5,
+            "blocks_min": 0,
+            "blocks_max": 104,
+            "blocks_total": 104,
+            "flops_mean": 0.9 * full_flops,
+            "flops_std": 123.4e3,
+            "flops_full": full_flops,
+            "flops_share": 0.9,
+        }
+    )
+
+
+@pytest.mark.parametrize(("full_flops", "shown"), [(2e6, "1.80 ± 0.12"), (15.6e9, "14.04 ± 0.00")])
+def test_table_fits_80_columns(capsys, monkeypatch, full_flops, shown):
+    monkeypatch.setenv("COLUMNS", "80")
+    table.print_table(summary(full_flops), "title")
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 80
+    for words in ("100.25 ± 10.50 (0-104)", "75.00", "blocks used of 104", shown):
+        assert words in printed
+
+
+def test_the_table_needs_no_matplotlib():
+    code = "import sys; import urnet_jax.evaluate.table as t; print('matplotlib' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("False\n", "")

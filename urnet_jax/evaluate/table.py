@@ -1,0 +1,31 @@
+"""The table of an evaluation in the terminal."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+
+def print_table(summary: pd.DataFrame, title: str = "") -> None:
+    """Prints `summarize`'s table for people, within 80 columns."""
+    unit, name = (1e9, "G") if summary["flops_full"].iloc[0] >= 1e9 else (1e6, "M")
+    blocks = f"blocks used of {summary['blocks_total'].iloc[0]}\nmean ± std (min-max)"
+    flops = f"FLOPs, {name}\nmean ± std"
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for header in ("S", "top-1, %", blocks, flops, "of the full\nnetwork, %"):
+        table.add_column(header, justify="right")
+    rows: Iterable[Any] = summary.itertuples()
+    for row in rows:
+        table.add_row(
+            f"{row.scale:g}",
+            f"{row.top1_percent:.2f}",
+            f"{row.blocks_mean:.2f} ± {row.blocks_std:.2f} ({row.blocks_min}-{row.blocks_max})",
+            f"{row.flops_mean / unit:.2f} ± {row.flops_std / unit:.2f}",
+            f"{100 * row.flops_share:.1f}",
+        )
+    console = Console()
+    console.print(title, soft_wrap=True, highlight=False)
+    console.print(table)

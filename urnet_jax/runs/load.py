@@ -1,0 +1,86 @@
+"""The network of a run's checkpoint, without its optimiser."""
+
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import jax
+from etils import epath
+from flax import nnx
+
+from urnet_jax.config import architecture
+from urnet_jax.errors import UserError
+from urnet_jax.nets.architecture import Architecture
+from urnet_jax.nets.resnet import ResNet
+from urnet_jax.runs import checkpoint
+from urnet_jax.runs.meta import Meta
+
+Tree: TypeAlias = dict[str, Any]
+"""Variables of a network by their paths: nested dicts of arrays."""
+
+
+class LoadedNetwork(NamedTuple):
+    """A network as a checkpoint holds it.
+
+    Attributes:
+      meta: of the checkpoint, the run's config included.
+      params: the network's parameters; where the phase averages them, the averages.
+      batch_stats: BatchNorm's running statistics.
+    """
+
+    meta: Meta
+    params: Tree
+    batch_stats: Tree
+
+
+def load_network(
+    workdir: epath.PathLike, which: Literal["newest", "best"] | int = "newest"
+) -> LoadedNetwork:
+    """Reads the network of a checkpoint; its arrays lie on this process's first device.
+
+    Args:
+      workdir: of the run.
+      which: the newest whole checkpoint, the best by `Meta.score`, or that of a step.
+
+    Raises:
+      UserError: `workdir` holds no such checkpoint, or it is damaged.
+    """
+    meta = _find(workdir, which)
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    params, batch_stats = abstract_variables(architecture(meta.config))
+    averaged = meta.config[meta.phase].ema_decay > 0
+    name = "ema_params" if averaged else "params"
+    # Without a sharding of its own, Orbax restores an array to the device it was saved from.
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+        {name: params, "batch_stats": batch_stats},
+    )
+    parts = checkpoint.restore_part(workdir, meta.step, abstract)
+    return LoadedNetwork(meta, parts[name], parts["batch_stats"])
+
+
+def abstract_variables(arch: Architecture) -> tuple[Tree, Tree]:
+    """The params and batch_stats of a network in shapes and dtypes, without computing any."""
+    network = nnx.eval_shape(lambda: ResNet(arch, rngs=nnx.Rngs(0)))
+    _, params, batch_stats = nnx.split(network, nnx.Param, nnx.BatchStat)
+    return nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
+
+
+def _find(workdir: epath.PathLike, which: Literal["newest", "best"] | int) -> Meta:
+    meta = None
+    if which == "newest":
+        meta = checkpoint.newest_meta(workdir)
+    elif scores := checkpoint.scores(workdir):
+        step = next(iter(checkpoint.best_steps(scores)), None) if which == "best" else which
+        if step not in scores:
+            held = ", ".join(map(str, scores))
+            raise UserError(
+                f"The workdir {workdir} holds no checkpoint {which}; it holds the steps {held}"
+                + (", none evaluated." if which == "best" else ".")
+            )
+        checkpoint.check_files(workdir, step)
+        meta = checkpoint.read_meta(workdir, step)
+    if meta is None:
+        raise UserError(
+            f"The workdir {workdir} holds no checkpoint; train there first: "
+            f"python train.py --workdir={workdir}."
+        )
+    return meta
