@@ -1,21 +1,17 @@
 """The network of a run's checkpoint, without its optimiser."""
 
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple
 
 import jax
 from etils import epath
-from flax import nnx, traverse_util
 
-from urnet_jax.config import architecture
+from urnet_jax.config import network as network_of
 from urnet_jax.errors import UserError
-from urnet_jax.nets.architecture import Architecture
-from urnet_jax.nets.resnet import ResNet
+from urnet_jax.nets import network
+from urnet_jax.nets.network import Tree
 from urnet_jax.runs import checkpoint
 from urnet_jax.runs.meta import Meta
 from urnet_jax.runs.retention import best_steps
-
-Tree: TypeAlias = dict[str, Any]
-"""Variables of a network by their paths: nested dicts of arrays."""
 
 
 class LoadedNetwork(NamedTuple):
@@ -46,7 +42,7 @@ def load_network(
     """
     meta = _find(workdir, which)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    params, batch_stats = abstract_variables(architecture(meta.config))
+    params, batch_stats = network.abstract_variables(*network_of(meta.config))
     averaged = meta.config[meta.phase].ema_decay > 0
     name = "ema_params" if averaged else "params"
     # Without a sharding of its own, Orbax restores an array to the device it was saved from.
@@ -56,19 +52,6 @@ def load_network(
     )
     parts = checkpoint.restore_part(workdir, meta.step, abstract)
     return LoadedNetwork(meta, parts[name], parts["batch_stats"])
-
-
-def abstract_variables(arch: Architecture) -> tuple[Tree, Tree]:
-    """The params and batch_stats of a network in shapes and dtypes, without computing any."""
-    network = nnx.eval_shape(lambda: ResNet(arch, rngs=nnx.Rngs(0)))
-    _, params, batch_stats = nnx.split(network, nnx.Param, nnx.BatchStat)
-    return nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
-
-
-def gate_paths(arch: Architecture) -> frozenset[tuple[str, ...]]:
-    """The paths of what gates are made of, in params or batch_stats; no path is in both."""
-    paths = (traverse_util.flatten_dict(tree) for tree in abstract_variables(arch))
-    return frozenset(path for tree in paths for path in tree if "gate" in path)
 
 
 def _find(workdir: epath.PathLike, which: Literal["newest", "best"] | int) -> Meta:

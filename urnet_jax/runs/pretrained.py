@@ -17,12 +17,14 @@ from flax import traverse_util
 from urnet_jax import config as config_lib
 from urnet_jax.config import Config
 from urnet_jax.errors import UserError
+from urnet_jax.nets import network
 from urnet_jax.nets.architecture import Architecture
-from urnet_jax.runs.load import Tree, abstract_variables, gate_paths, load_network
+from urnet_jax.nets.mode import Build
+from urnet_jax.nets.network import Tree
+from urnet_jax.runs.load import load_network
 from urnet_jax.runs.resnet_names import ResNetNames
 from urnet_jax.runs.tensor_names import Path, Place, TensorNames, listed
 from urnet_jax.runs.torch_files import Tensors, check_output, read_state_dict, write_state_dict
-from urnet_jax.train import state as state_lib
 
 
 def import_state_dict(
@@ -136,10 +138,10 @@ def _check_numbers(tensors: Tensors, used: dict[str, Place], source: epath.PathL
 @functools.cache
 def _places(arch: Any) -> dict[str, Place]:
     leaves: Any = {}
-    for tree in abstract_variables(arch):
+    for tree in network.abstract_variables(arch, Build()):
         leaves |= traverse_util.flatten_dict(tree)
     shapes = {path: leaf.shape for path, leaf in leaves.items()}
-    return _names(arch).places(shapes, gate_paths(arch))
+    return _names(arch).places(shapes, network.gate_paths(arch, Build()))
 
 
 def _names(arch: Any) -> TensorNames:
@@ -152,7 +154,7 @@ def initial_variables(config: Config) -> tuple[Tree, Tree]:
     Raises:
       UserError: the file cannot be read, or see `check`.
     """
-    params, batch_stats = state_lib.init_variables(config)
+    params, batch_stats = network.init_variables(*config_lib.network(config), config.seed)
     if source := config.init["from"]:
         arch, tensors = config_lib.architecture(config), read_state_dict(source)
         return import_state_dict(tensors, arch, params, batch_stats, source)
