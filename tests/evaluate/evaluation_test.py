@@ -160,6 +160,7 @@ def test_files_hold_the_evaluation(by_hand, tmp_path):
     assert record["architecture"] == ARCH.describe()
     assert record["versions"]["jax"] == jax.__version__
     assert record["device"]["kind"] == jax.devices()[0].device_kind
+    assert record["device"]["count"] == jax.local_device_count()
     with np.load(directory / "eval_samples.npz") as samples:
         for name in ("scales", "index", "labels", "predictions", "loss", "gates", "flops"):
             np.testing.assert_array_equal(samples[name], getattr(by_hand, name))
@@ -213,6 +214,15 @@ def test_where_nothing_is_gated_s_is_ignored(tmp_path, capsys, gated, phase, sai
     assert "whatever S is. So there" in (tmp_path / "report.html").read_text()
     (row,) = summary.to_dict("records")
     assert (row["scale"], row["usage_mean"], row["flops_share"], row["flops_std"]) == (1, 1, 1, 0)
+
+
+def test_a_page_that_is_not_written_again_goes(workdir, tmp_path, capsys):
+    for report, said in [(True, False), (False, True), (False, False)]:
+        files.evaluate_workdir(workdir, scales=[0.5], output=tmp_path, report=report)
+        printed = capsys.readouterr().out
+        sentence = f"Removed {tmp_path / 'report.html'}, which shows an older evaluation"
+        assert (sentence in printed) is said
+        assert (tmp_path / "report.html").exists() is report
 
 
 @pytest.mark.parametrize("scales", [[0.5, 1.3], [-0.1], [float("nan")], []])
