@@ -20,7 +20,7 @@ workdir, output = sys.argv[1:]
 run = inspection.load(workdir)
 assert jax.device_count() == run.mesh.size == 4
 assert all(len(leaf.sharding.device_set) == 4 for leaf in jax.tree.leaves(run.variables))
-step = make_eval_step(run.config, run.meta.phase, with_gate_logits=True)
+step = make_eval_step(run.config, run.meta.phase)
 alone = evaluation.evaluate(
     step, run.params, run.batch_stats, run.split(), run.config, SCALES, 360, progress=False
 )

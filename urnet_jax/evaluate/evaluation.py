@@ -14,10 +14,10 @@ from tqdm import tqdm
 
 from urnet_jax.config import Config, architecture, heeds_scale
 from urnet_jax.data.batches import eval_batches
-from urnet_jax.data.sources import Split
+from urnet_jax.data.splits import Split
 from urnet_jax.errors import UserError
-from urnet_jax.nets.architecture import Architecture
-from urnet_jax.nets.cost import flops_per_sample, network_macs
+from urnet_jax.nets.contract import Description
+from urnet_jax.nets.cost import flops_per_sample
 from urnet_jax.xla import sharding
 
 
@@ -38,7 +38,7 @@ class Evaluation:
         for, or the network has none.
     """
 
-    arch: Architecture
+    arch: Description
     scales: tuple[float, ...]
     index: Int[np.ndarray, " n"]
     labels: Int[np.ndarray, " n"]
@@ -56,12 +56,12 @@ class Evaluation:
     @property
     def gate_groups(self) -> list[tuple[str, int]]:
         """Names of the parts of the network, in order, and how many gates each has."""
-        return [(f"stage {k}", stage.num_blocks) for k, stage in enumerate(self.arch.stages, 1)]
+        return list(self.arch.gate_groups)
 
     @property
     def full_flops(self) -> float:
         """FLOPs of a sample that uses every block, gates included."""
-        return 2.0 * network_macs(self.arch)
+        return 2.0 * self.arch.cost.full_macs
 
 
 def check_scales(scales: Iterable[float]) -> tuple[float, ...]:
@@ -128,10 +128,14 @@ def evaluate(
 
     held = [name for name in kept if parts[0][name]]
     rows = {name: np.stack([np.concatenate(part[name]) for part in parts]) for name in held}
+    # An image that could not be decoded has the label -1; no host knows those of the others.
+    read = rows["label"][0] >= 0
+    rows = {name: values[:, read] for name, values in rows.items()}
+    numbers = np.arange(split.num_examples) if split.numbers is None else split.numbers
     return Evaluation(
         arch=arch,
         scales=grid,
-        index=np.arange(split.num_examples) if split.numbers is None else split.numbers,
+        index=numbers[read],
         labels=rows["label"][0],
         predictions=rows["prediction"],
         loss=rows["loss"],

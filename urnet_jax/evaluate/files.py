@@ -20,7 +20,7 @@ from etils import epath
 
 import urnet_jax
 from urnet_jax import config as config_lib
-from urnet_jax.data.sources import Split
+from urnet_jax.data.splits import Split
 from urnet_jax.errors import UserError, make_folder
 from urnet_jax.evaluate import page, plots
 from urnet_jax.evaluate.evaluation import Evaluation, check_scales, evaluate, summarize
@@ -28,8 +28,8 @@ from urnet_jax.evaluate.figures import to_png
 from urnet_jax.evaluate.inspection import Run
 from urnet_jax.evaluate.step import make_eval_step
 from urnet_jax.evaluate.table import print_table
-from urnet_jax.nets.architecture import Execution
 from urnet_jax.nets.execution import choose
+from urnet_jax.nets.mode import Execution, Mode
 from urnet_jax.runs import writers
 from urnet_jax.runs.load import load_network
 
@@ -130,7 +130,7 @@ def evaluate_workdir(
       scales: the grid of S; by default the config's.
       split: `train` or `test`.
       batch_size: samples per step; 0 takes the config's.
-      execution: how gated blocks are run, see `architecture.Execution`.
+      execution: how gated blocks are run, see `nets.mode.Execution`.
       data_dir: where the dataset lies now; by default where the config says.
       output: folder of the files; by default the workdir.
       report: also writes `page.make`'s report.html, which shows the evaluation.
@@ -156,7 +156,7 @@ def evaluate_workdir(
     )
 
     share = -(-batch_size // jax.local_device_count())  # of one device
-    about = _about(run, workdir, opened, choose(execution, share))
+    about = _about(run, workdir, opened, choose(Mode(execution=execution), share).execution)
     show = functools.partial(page.make, run, opened, evaluation) if report else None
     older = directory / "report.html"
     if not report and older.exists():
@@ -178,7 +178,7 @@ def _about(run: Run, workdir: epath.PathLike, split: Split, execution: Execution
     skips = config_lib.heeds_scale(config, meta.phase)
     about: dict[str, Any] = {"dataset": split.dataset, "split": split.name, "phase": meta.phase}
     about |= {"step": meta.step, "execution": execution if skips else "dense"}
-    gated = config.model.gated and meta.phase != "pretrain"
+    gated = run.arch.gated and meta.phase != "pretrain"
     grown_here = gated and not (config.gates.init_from or config.joint.init_from)
     plain = plain_top1(workdir) if split.name == "test" and grown_here else None
     return about if plain is None else about | {"plain_top1_percent": plain}

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from urnet_jax.config import heeds_scale
-from urnet_jax.data.sources import Split
+from urnet_jax.data.splits import Split
 from urnet_jax.evaluate import page_images, plots
 from urnet_jax.evaluate.evaluation import Evaluation, summarize
 from urnet_jax.evaluate.inspection import Run
@@ -37,7 +37,7 @@ def make(run: Run, split: Split, evaluation: Evaluation, record: Mapping[str, An
     """
     arch = evaluation.arch
     kind = "Gated" if arch.gated else "Plain"
-    title = f"{kind} ResNet-{arch.depth} on {record['dataset']}"
+    title = f"{kind} {arch.name} on {record['dataset']}"
     if not heeds_scale(run.config, run.meta.phase):
         why = "This network is plain: it has no gates"
         if arch.gated:
@@ -81,7 +81,7 @@ def _decides(run: Run, num_blocks: int) -> str:
             f"Of its {num_blocks} residual blocks {scale} leaves some to each image, which are "
             "drawn at random; a block runs if it is left, and"
         )
-    if run.arch.external:
+    if run.config.model.get("gate_network") == "external":
         return (
             f"A ResNet-8 beside it sees the image and {scale} and decides for each of the "
             f"{num_blocks} residual blocks whether it runs;"

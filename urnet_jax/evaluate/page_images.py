@@ -6,9 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from urnet_jax.data import subsets
-from urnet_jax.data.batches import examples
-from urnet_jax.data.sources import Split
+from urnet_jax.data.splits import Split, examples, places
 from urnet_jax.evaluate import inspection, plots
 from urnet_jax.evaluate.evaluation import Evaluation, summarize
 from urnet_jax.evaluate.figures import thumbnail
@@ -181,7 +179,7 @@ class Seen:
 
     def _pictures(self, table: pd.DataFrame, lines: Sequence[tuple[str, ...]]) -> list[Picture]:
         """The images of the table's rows, each with its class and then its lines below."""
-        where = subsets.places(self._split, table["sample"].to_numpy())
+        where = places(self._split, table["sample"].to_numpy())
         images, _ = examples(self._split, where)
         pictures = []
         for row, image, below in zip(_rows(table), images, lines, strict=True):
