@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import json
 from typing import Any
@@ -167,6 +168,13 @@ def test_files_hold_the_evaluation(by_hand, tmp_path):
     for name in FILES[3:]:
         with Image.open(directory / name) as image:
             assert len(np.unique(np.asarray(image))) > 10  # something is drawn
+
+
+def test_logits_are_not_written(by_hand, tmp_path):
+    logits = np.zeros(by_hand.gates.shape, np.float32)
+    files.write(dataclasses.replace(by_hand, gate_logits=logits), tmp_path, {})
+    with np.load(tmp_path / "eval_samples.npz") as samples:
+        assert "gates" in samples and "gate_logits" not in samples
 
 
 def test_a_diverged_network_is_written_as_json(by_hand, tmp_path):

@@ -78,8 +78,9 @@ def write(
     directory = epath.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     record, summary, arch = describe(evaluation, meta), summarize(evaluation), evaluation.arch
-    arrays = {f.name: getattr(evaluation, f.name) for f in dataclasses.fields(evaluation)[1:]}
-    arrays = {name: array for name, array in arrays.items() if array is not None}
+    # The logits are for inspection: as many floats as there are gates, which are bits.
+    names = [field.name for field in dataclasses.fields(evaluation)]
+    arrays = {n: getattr(evaluation, n) for n in names if n not in ("arch", "gate_logits")}
     samples = io.BytesIO()
     np.savez_compressed(samples, **arrays)
     plain = meta.get("plain_top1_percent")
