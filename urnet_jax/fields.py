@@ -94,11 +94,13 @@ FIELDS: dict[str, Field] = {
     "data.workers": Field(int, low=0),
     "data.threads": _COUNT,
     "data.unreadable": _choice(*records.UNREADABLE),
+    "model.kind": _TEXT,
     "model.family": _choice("cifar", "imagenet"),
     "model.depth": _COUNT,
     "model.width": _COUNT,
     "model.shortcut": _choice("A", "pool", "B"),
     "model.dtype": _choice("float32", "bfloat16"),
+    "model.precision": _choice("highest", "high", "default"),
     "model.gated": _SWITCH,
     "model.gate_network": _choice("block", "external"),
     "model.gate_reduction": _COUNT,
@@ -134,6 +136,9 @@ FIELDS: dict[str, Field] = {
 LATER: dict[str, Any] = {
     "data.unreadable": "error",
     "init.from": "",
+    "model.kind": "resnet",
+    # Those runs were all on CPU, where the precisions are one.
+    "model.precision": "highest",
     "model.gate_network": "block",
     "gate.straight_through": False,
     "gate.noise": False,

@@ -16,8 +16,8 @@ from urnet_jax.config import Config, architecture, heeds_scale
 from urnet_jax.data.batches import eval_batches
 from urnet_jax.data.splits import Split
 from urnet_jax.errors import UserError
-from urnet_jax.nets.architecture import Architecture
-from urnet_jax.nets.cost import flops_per_sample, network_macs
+from urnet_jax.nets.contract import Description
+from urnet_jax.nets.cost import flops_per_sample
 from urnet_jax.xla import sharding
 
 
@@ -38,7 +38,7 @@ class Evaluation:
         for, or the network has none.
     """
 
-    arch: Architecture
+    arch: Description
     scales: tuple[float, ...]
     index: Int[np.ndarray, " n"]
     labels: Int[np.ndarray, " n"]
@@ -49,9 +49,19 @@ class Evaluation:
     gate_logits: Float[np.ndarray, "k n N"] | None = None
 
     @property
+    def num_gates(self) -> int:
+        """N, the number of gates."""
+        return self.gates.shape[2]
+
+    @property
+    def gate_groups(self) -> list[tuple[str, int]]:
+        """Names of the parts of the network, in order, and how many gates each has."""
+        return list(self.arch.gate_groups)
+
+    @property
     def full_flops(self) -> float:
         """FLOPs of a sample that uses every block, gates included."""
-        return 2.0 * network_macs(self.arch)
+        return 2.0 * self.arch.cost.full_macs
 
 
 def check_scales(scales: Iterable[float]) -> tuple[float, ...]:
@@ -193,7 +203,7 @@ def summarize(evaluation: Evaluation) -> pd.DataFrame:
     residual blocks that a sample used of `blocks_total`; `usage_mean` is their share. `flops_share`
     is `flops_mean` as a share of `flops_full`, the network with every block used.
     """
-    total, full = evaluation.arch.num_blocks, evaluation.full_flops
+    total, full = evaluation.num_gates, evaluation.full_flops
     correct = (evaluation.predictions == evaluation.labels).sum(axis=1)
     blocks, flops = evaluation.gates.sum(axis=2, dtype=np.int64), evaluation.flops
     return pd.DataFrame(
