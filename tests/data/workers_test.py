@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 
@@ -31,7 +32,7 @@ if __name__ == "__main__":
 """
 
 
-def start(tmp_path, data_dir, batches):
+def start(tmp_path, data_dir, batches) -> Any:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     return subprocess.Popen(

@@ -55,7 +55,7 @@ def prepare(
         def _generate_examples(self, count):
             for i in range(count):
                 image = Image.fromarray(bunch.images[i].astype(np.uint8))
-                record = {"image": others.get(i) or encoded(image)}
+                record: dict[str, Any] = {"image": others.get(i) or encoded(image)}
                 record["label"] = int(bunch.target[i]) if labelled else -1
                 yield i, record | ({"file_name": f"digits/{i}.png"} if named else {})
 
