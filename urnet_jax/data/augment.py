@@ -31,7 +31,7 @@ def normalize(
     images: UInt8[Array | np.ndarray, "b h w c"], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Float[Array, "b h w c"]:
     """Pixels of 0 to 255 as float32, with `mean` and `std` (per channel, of [0, 1]) taken out."""
-    scaled = images.astype(jnp.float32) / 255
+    scaled = jnp.asarray(images, jnp.float32) / 255
     return (scaled - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
 
 
