@@ -139,6 +139,8 @@ WORKERS_SCRIPT = """
 import json, sys
 import numpy as np
 from configs import digits
+from urnet_jax.data.batches import train_batches
+from urnet_jax.data.sources import open_split
 
 
 if __name__ == "__main__":
