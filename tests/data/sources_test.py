@@ -13,7 +13,7 @@ from urnet_jax.data import sources
 from urnet_jax.data.batches import eval_batches, train_batches
 from urnet_jax.errors import UserError
 
-TFDS = pathlib.Path(__file__).parents[2] / "shared" / "data" / "tfds"
+TFDS = pathlib.Path(__file__).parents[3] / "shared" / "data" / "tfds"
 
 
 def section(**fields) -> Any:
