@@ -10,7 +10,8 @@
 --torch          also times PyTorch (default)
 --torch_compile  also times PyTorch through torch.compile; default: no
 --data_dir       a prepared TFDS data_dir with cifar10, for the input pipeline; without it digits
---output         the folder for the results; default: results/training
+--output         the folder for the results; default: runs/benchmarks/training; what is to be
+                 kept in the repository: results/training
 --fresh          measures again what is there already
 --time_limit_s   after these seconds nothing further is started
 
@@ -68,7 +69,7 @@ def parse(argv: list[str]) -> flags.FlagValues:
     for name, default in {"input": True, "torch": True, "torch_compile": False}.items():
         flags.DEFINE_boolean(name, default, "", flag_values=values)
     flags.DEFINE_string("data_dir", "", "", flag_values=values)
-    results.define_flags(values, "results/training")
+    results.define_flags(values, "training")
     timing.parse_flags(values, argv, __doc__ or "")
     if not values.networks and not values.input:
         raise UserError("There is nothing to time: name --networks or set --input=True.")
