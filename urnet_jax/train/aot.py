@@ -12,7 +12,6 @@ from urnet_jax import config as config_lib
 from urnet_jax.config import Config
 from urnet_jax.errors import UserError
 from urnet_jax.evaluate.step import make_eval_step
-from urnet_jax.nets.cost import count_macs, network_macs, stem_macs
 from urnet_jax.train import state as state_lib
 from urnet_jax.train.step import make_train_step
 from urnet_jax.xla import sharding
@@ -78,7 +77,7 @@ def compile_evaluate(config: Config, mesh: Mesh) -> CompiledStep:
     step = make_eval_step(config, mesh=mesh)
     arguments = state.params, state.batch_stats, image, number, scale, number
     found = compile_step("evaluate", step, arguments, mesh)
-    analytic = network_macs(config_lib.architecture(config)) * size / mesh.size
+    analytic = config_lib.architecture(config).cost.full_macs * size / mesh.size
     return CompiledStep(**vars(found), batch_size=size, analytic_macs=analytic)
 
 
@@ -90,12 +89,11 @@ def analytic_macs(config: Config, phase: str) -> float:
     stem nor the first block needs a gradient; the others carry the loss back to the gates.
     """
     arch = config_lib.architecture(config)
-    cost = count_macs(arch)
-    gates, stem = int(cost.gate_macs.sum()) + cost.external_macs, stem_macs(arch)
-    forward = network_macs(arch)
-    external_stem = stem_macs(arch.external) if arch.external else 0
+    cost = arch.cost
+    gates, stem, forward = cost.gate_macs, cost.stem_macs, cost.full_macs
+    external_stem = arch.external.cost.stem_macs if arch.external else 0
     if phase == "gates":
-        return 2.0 * forward - stem - int(cost.block_macs[0]) + gates - external_stem
+        return 2.0 * forward - stem - int(cost.unit_macs[0]) + gates - external_stem
     if phase == "pretrain":
         return 3.0 * (forward - gates) - stem  # Gates are computed neither way.
     return 3.0 * forward - stem - external_stem
