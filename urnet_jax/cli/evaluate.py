@@ -57,7 +57,9 @@ def _parse_evaluate(argv: list[str]) -> tuple[float, ...] | None:
 @_told_to_the_user
 def _evaluate(scales: tuple[float, ...] | None) -> None:
     from urnet_jax.evaluate import files
+    from urnet_jax.xla import cache
 
+    cache.keep_compiled()
     files.evaluate_workdir(
         FLAGS.workdir,
         which=which_step(),
