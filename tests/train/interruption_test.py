@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
@@ -175,19 +174,6 @@ def test_a_second_run_in_a_workdir_is_refused(start, tiny_flags, tmp_path):
         "error: Another run is at work in the workdir run: wait for its end, stop it, or choose "
         "another --workdir.\n"
     )
-
-
-def test_an_error_in_the_loop_ends_what_loads_the_batches(tiny, tmp_path):
-    before, started = set(threading.enumerate()), set()
-
-    def fail(step: int) -> str:
-        started.update(set(threading.enumerate()) - before)
-        raise ZeroDivisionError(step)
-
-    with pytest.raises(ZeroDivisionError):
-        loop.train_and_evaluate(tiny(), tmp_path, asked_to_stop=fail)
-    loading = [thread for thread in started if "tqdm" not in thread.name]
-    assert loading and not any(thread.is_alive() for thread in loading)
 
 
 @pytest.mark.parametrize("phase", ["pretrain", "joint"])
