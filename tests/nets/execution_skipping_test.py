@@ -19,7 +19,7 @@ from helpers.execution_networks import (
     run,
 )
 from urnet_jax.nets import execution
-from urnet_jax.nets.blocks import Block, run_gated
+from urnet_jax.nets.blocks import Block
 from urnet_jax.nets.contract import GateInputs
 from urnet_jax.nets.gates import pool
 from urnet_jax.nets.mode import Build, Execution, Mode
@@ -97,7 +97,9 @@ def test_the_means_that_are_carried_are_those_of_the_features(how: Any, entry: b
 
     def both(variables: Any, x: jax.Array, gates: jax.Array) -> Any:
         block = nnx.merge(graph, *map(nnx.State, variables))
-        dense, _, _ = run_gated(block, x, None, GateInputs(gates[:, 0], given=gates), Mode())
+        dense, _, _ = execution.run_gated(
+            block, x, None, GateInputs(gates[:, 0], given=gates), Mode()
+        )
         return dense, execution.run_unit(block, x, pool(x), gates, how)
 
     jitted = jax.jit(both, compiler_options=QUICK)

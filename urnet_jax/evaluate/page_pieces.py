@@ -82,7 +82,7 @@ class Plot(Piece):
 
     @property
     def wide(self) -> bool:
-        return self.figure.get_figwidth() > _NARROW
+        return bool(self.figure.get_figwidth() > _NARROW)
 
     @property
     def width_px(self) -> int:

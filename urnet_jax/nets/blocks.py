@@ -13,14 +13,12 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from urnet_jax.nets.architecture import Architecture, StageSpec
-from urnet_jax.nets.contract import Features, GateInputs, Summary, Unit
+from urnet_jax.nets.contract import Features, GateInputs, Summary
 from urnet_jax.nets.cost import Convolution
-from urnet_jax.nets.execution import run_unit
-from urnet_jax.nets.gates import ConditionalGate, decide, pool
+from urnet_jax.nets.execution import GatesAndLogits, run_gated
+from urnet_jax.nets.gates import ConditionalGate, pool
 from urnet_jax.nets.mode import Build, Mode
 from urnet_jax.xla.convolution import conv_general_dilated
-
-GateAndLogit = tuple[Float[Array, "*n B g"], Float[Array, "*n B g"] | None]
 
 
 def conv(spec: Convolution, build: Build, rngs: nnx.Rngs) -> nnx.Conv:
@@ -120,25 +118,6 @@ class Block(nnx.Module):
         return self.gate(summary, scale)
 
 
-def run_gated(
-    unit: Unit, x: Features, summary: Summary | None, inputs: GateInputs, mode: Mode
-) -> tuple[Features, Summary | None, GateAndLogit]:
-    """A unit's output, its summary, and the gates that masked its residual, with their logits.
-
-    Gates that are given have no logits. A summary is only given and returned where the execution
-    carries it from unit to unit.
-    """
-    logits = None
-    if inputs.given is None:
-        seen = unit.summary(x) if summary is None else summary
-        logits = unit.score(seen, inputs.scale)
-    gates = decide(logits, inputs, mode)
-    if mode.execution != "dense":
-        return *run_unit(unit, x, summary, gates, mode.execution), (gates, logits)
-    residual = unit.residual(x, gates, mode)
-    return unit.merge(unit.shortcut(x, mode), residual), None, (gates, logits)
-
-
 class Stage(nnx.Module):
     """An entry block and a body of identical blocks with stacked parameters."""
 
@@ -159,7 +138,7 @@ class Stage(nnx.Module):
 
     def __call__(
         self, x: Features, summary: Summary | None, inputs: GateInputs, mode: Mode
-    ) -> tuple[Features, Summary | None, GateAndLogit]:
+    ) -> tuple[Features, Summary | None, GatesAndLogits]:
         """Runs the stage's n blocks; gates and logits are [B, n]."""
         x, summary, entry = run_gated(self.entry, x, summary, inputs.columns(0, 1), mode)
         if self.num_blocks == 1:

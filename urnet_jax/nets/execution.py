@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from urnet_jax.nets.contract import Features, Summary, Unit
+from urnet_jax.nets.contract import Features, GateInputs, Summary, Unit
+from urnet_jax.nets.gates import decide
 from urnet_jax.nets.mode import Execution, Mode
 
 NUM_CAPACITIES = 8
@@ -25,6 +26,7 @@ PIECES = (32, 16, 8, 6, 4, 2, 1)
 of the sizes between the powers of two only 6 was worth its compile time."""
 
 State: TypeAlias = tuple[Features, Summary | None]
+GatesAndLogits: TypeAlias = tuple[Float[Array, "B g"], Float[Array, "B g"] | None]
 
 
 def choose(mode: Mode, batch_size: int, platform: str | None = None) -> Mode:
@@ -40,6 +42,25 @@ def choose(mode: Mode, batch_size: int, platform: str | None = None) -> Mode:
     # A loop asks the host to decide at every turn, which costs an accelerator more than padding.
     batches = "pieces" if (platform or jax.default_backend()) == "cpu" else "compact"
     return dataclasses.replace(mode, execution="cond" if batch_size == 1 else batches)
+
+
+def run_gated(
+    unit: Unit, x: Features, summary: Summary | None, inputs: GateInputs, mode: Mode
+) -> tuple[Features, Summary | None, GatesAndLogits]:
+    """A unit's output, its summary, and the gates that masked its residual, with their logits.
+
+    Gates that are given have no logits. A summary is only given and returned where the execution
+    carries it from unit to unit.
+    """
+    logits = None
+    if inputs.given is None:
+        seen = unit.summary(x) if summary is None else summary
+        logits = unit.score(seen, inputs.scale)
+    gates = decide(logits, inputs, mode)
+    if mode.execution != "dense":
+        return *run_unit(unit, x, summary, gates, mode.execution), (gates, logits)
+    residual = unit.residual(x, gates, mode)
+    return unit.merge(unit.shortcut(x, mode), residual), None, (gates, logits)
 
 
 def run_unit(

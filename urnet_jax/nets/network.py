@@ -53,7 +53,7 @@ def abstract_variables(arch: Description, build: Build) -> tuple[Tree, Tree]:
 def gate_paths(arch: Description, build: Build) -> frozenset[Path]:
     """The paths, in params or batch_stats, of what gates are made of; no path is in both."""
     of_gates = nnx.state(abstract(arch, build), nnx.Any(GateParam, GateStat))
-    return frozenset(traverse_util.flatten_dict(nnx.to_pure_dict(of_gates)))
+    return frozenset(traverse_util.flatten_dict(_named(of_gates)))
 
 
 def init_variables(arch: Description, build: Build, seed: int) -> tuple[Tree, Tree]:
@@ -72,9 +72,9 @@ def apply(
     inputs: GateInputs, mode: Mode = Mode(),
 ) -> tuple[Output, Tree]:  # fmt: skip
     """Runs the network purely: its output, and the batch_stats after the call."""
-    network = nnx.merge(graph, nnx.State(params), nnx.State(batch_stats))
+    network = nnx.merge(graph, _state(params), _state(batch_stats))
     output = network(images, inputs, mode)
-    return output, nnx.to_pure_dict(nnx.state(network, nnx.BatchStat))
+    return output, _named(nnx.state(network, nnx.BatchStat))
 
 
 def split_gates(tree: Tree, paths: frozenset[Path]) -> tuple[Tree, Tree]:
@@ -93,4 +93,20 @@ def replaced(own: Tree, found: Tree) -> Tree:
 
 def _split(network: Any) -> tuple[Tree, Tree]:
     _, params, batch_stats = nnx.split(network, nnx.Param, nnx.BatchStat)
-    return nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
+    return _named(params), _named(batch_stats)
+
+
+def _named(state: Any) -> Tree:
+    """As nested dicts whose keys are text, as checkpoints have it: those of lists are numbers."""
+    flat = traverse_util.flatten_dict(nnx.to_pure_dict(state))
+    return traverse_util.unflatten_dict({tuple(map(str, path)): x for path, x in flat.items()})
+
+
+def _state(tree: Tree) -> Any:
+    """Undoes `_named`; no attribute is called by a number."""
+    flat = traverse_util.flatten_dict(tree)
+    native = {
+        tuple(int(key) if key.isdecimal() else key for key in path): leaf
+        for path, leaf in flat.items()
+    }
+    return nnx.State(traverse_util.unflatten_dict(native))

@@ -1,0 +1,139 @@
+"""A kind of network that no room knows is trained, evaluated, costed, shown and exported."""
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from ml_collections import ConfigDict
+
+from helpers.toy_network import AUX_WEIGHT, Toy, macs_by_hand
+from urnet_jax import config as config_lib
+from urnet_jax.config import Config
+from urnet_jax.errors import UserError
+from urnet_jax.evaluate import files, inspection
+from urnet_jax.nets import network
+from urnet_jax.nets.contract import Description
+from urnet_jax.nets.cost import macs_per_sample
+from urnet_jax.runs import pretrained
+from urnet_jax.runs.load import load_network
+from urnet_jax.train import loop
+from urnet_jax.train.start import start_phase
+from urnet_jax.xla import sharding
+
+KIND = "helpers.toy_network:Toy"
+
+
+def toy_config(tiny: Any, **model: Any) -> Config:
+    config = tiny({"eval.scales": (0.2, 1.0)})
+    common = {name: config.model[name] for name in ("dtype", "precision", "gate_bias", "scan")}
+    with config.unlocked():
+        config.model = ConfigDict({"kind": KIND, "width": 8, "units": 2, **common, **model})
+    return config.lock()
+
+
+@pytest.fixture(scope="module")
+def workdir(tiny, tmp_path_factory) -> pathlib.Path:
+    """Of a run with all three phases, from the loop that trains every other network."""
+    workdir = tmp_path_factory.mktemp("toy") / "run"
+    loop.train_and_evaluate(toy_config(tiny), workdir)
+    return workdir
+
+
+def test_it_is_a_description():
+    assert isinstance(Toy(10, 8, 1), Description)
+
+
+def test_its_gates_are_found_by_type_and_not_by_name(tiny):
+    paths = network.gate_paths(*config_lib.network(toy_config(tiny)))
+    assert {path[-2:] for path in paths} == {("decider", "kernel"), ("decider", "bias")}
+    assert len(paths) == 4
+
+
+def test_each_phase_moves_its_own_parameters(workdir, tiny):
+    config = toy_config(tiny)
+    _, params, _ = load_network(workdir)
+    begun = start_phase(config, "gates", 22.5, None, sharding.make_mesh())
+    paths = network.gate_paths(*config_lib.network(config))
+    moved = [len(jax.tree.leaves(begun.opt_state)), len(jax.tree.leaves(params))]
+    assert moved[0] >= len(paths) and moved[1] == 4 + 2 * 6
+
+
+def test_its_auxiliary_loss_is_trained_with_the_others(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    trained = [line for line in lines if line["kind"] == "train"]
+    assert {line["phase"] for line in trained} == {"pretrain", "gates", "joint"}
+    for line in trained:
+        scale = 32.0 if line["phase"] != "pretrain" else 0.0
+        assert (line["aux_loss"] > 0) == (line["phase"] != "pretrain")
+        assert line["aux_loss"] < 100 * AUX_WEIGHT
+        whole = line["task_loss"] + scale * line["scale_loss"] + line["aux_loss"]
+        assert line["loss"] == pytest.approx(whole, rel=1e-3)
+
+
+def test_it_is_evaluated_alike_by_every_execution(workdir, tmp_path):
+    arrays = []
+    for how in ("dense", "auto"):
+        files.evaluate_workdir(workdir, execution=how, output=tmp_path / how, report=how == "auto")
+        with np.load(tmp_path / how / "eval_samples.npz") as samples:
+            arrays.append({name: samples[name] for name in samples.files})
+    dense, auto = arrays
+    np.testing.assert_array_equal(dense["gates"], auto["gates"])
+    np.testing.assert_array_equal(dense["predictions"], auto["predictions"])
+    assert dense["gates"].shape == (2, 360, 4)
+    counted = [2 * np.array(macs_by_hand(Toy(10, 8, 1), gates)) for gates in dense["gates"]]
+    np.testing.assert_array_equal(dense["flops"], counted)
+    assert "Toy-2 on digits" in (tmp_path / "auto" / "report.html").read_text()
+
+
+def test_its_cost_is_its_own():
+    arch, rng = Toy(10, 8, 3, width=4, units=3), np.random.default_rng(0)
+    gates = rng.integers(0, 2, (50, 6)).astype(np.float32)
+    np.testing.assert_array_equal(macs_per_sample(arch, gates), macs_by_hand(arch, gates))
+    in_jax = jax.jit(lambda gates: macs_per_sample(arch, gates))(gates)
+    np.testing.assert_array_equal(in_jax, macs_by_hand(arch, gates))
+
+
+def test_inspection_shows_it(workdir):
+    gates: Any = inspection.load(workdir).gates()
+    assert gates["block"].max() == 4 and len(gates) == 2 * 360 * 4
+    assert gates["gate_logit"].notna().all()
+
+
+def test_it_is_exported_and_taken_back(workdir, tiny, tmp_path):
+    path = tmp_path / "toy.safetensors"
+    pretrained.export_workdir(workdir, path, "newest")
+    assert set(safetensors.numpy.load_file(path)) == {
+        f"{module}.{leaf}"
+        for module in ("stem", "head", *(
+            f"units.{n}.{part}" for n in (0, 1) for part in ("conv1", "conv2", "decider")
+        ))
+        for leaf in ("weight", "bias")
+    }  # fmt: skip
+    config = toy_config(tiny)
+    config.init["from"] = str(path)
+    found = pretrained.initial_variables(config)
+    _, params, batch_stats = load_network(workdir)
+    jax.tree.map(np.testing.assert_array_equal, found, (params, batch_stats))
+
+
+def test_its_fields_are_the_configs(tiny):
+    config = toy_config(tiny)
+    config_lib.validate(config)
+    assert "model.units" in config_lib.fields_of(config)
+    assert "model.depth" not in config_lib.fields_of(config)
+    with pytest.raises(UserError, match="model.units is 0; expected at least 1"):
+        config_lib.validate(toy_config(tiny, units=0))
+    with pytest.raises(UserError, match="model.units is 'two'; expected a whole number"):
+        config_lib.validate(toy_config(tiny, units="two"))
+    with pytest.raises(UserError, match="'model.depth' is not a config field"):
+        config_lib.validate(toy_config(tiny, depth=8))
+
+
+@pytest.mark.parametrize("kind", ["nonsense", "helpers.no_such_room:Toy", f"{KIND}er"])
+def test_a_kind_that_is_not_there_is_one_sentence(tiny, kind):
+    with pytest.raises(UserError, match=f"model.kind is '{kind}', which cannot be found"):
+        config_lib.validate(toy_config(tiny, kind=kind))
