@@ -197,9 +197,9 @@ class Architecture:
         own_gates = self.gated and self.external is None
         always, unit_macs, gate_macs = stem_macs + self.head.macs, [], []
         for stage in self.stages:
-            if stage.changes_shape and self.shortcut == "B":
-                always += stage.projection.macs(size)
             for i in range(stage.num_blocks):
+                if i == 0 and stage.changes_shape and self.shortcut == "B":
+                    always += stage.projection.macs(size)
                 convolutions, macs = stage.convolutions(entry=i == 0), 0
                 layers = gate_layers(convolutions[0].inputs, self.gate_reduction)
                 gate_macs.append(sum(layer.macs for layer in layers) if own_gates else 0)

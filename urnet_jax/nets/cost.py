@@ -9,7 +9,7 @@ import dataclasses
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Int64, Real
+from jaxtyping import Int64, Num, Real
 
 
 class Convolution(NamedTuple):
@@ -101,7 +101,7 @@ class UnitCost:
 
 
 def macs_per_sample(
-    arch: Any, gates: Float[np.ndarray | Any, "B G"]
+    arch: Any, gates: Num[np.ndarray | Any, "B G"]
 ) -> Real[np.ndarray | Any, " B"]:
     """Multiply-adds that each sample needs, given what its gates let run.
 
@@ -127,7 +127,7 @@ def macs_per_sample(
 
 
 def flops_per_sample(
-    arch: Any, gates: Float[np.ndarray | Any, "B G"]
+    arch: Any, gates: Num[np.ndarray | Any, "B G"]
 ) -> Real[np.ndarray | Any, " B"]:
     """FLOPs that each sample needs: twice `macs_per_sample`, of the same type and errors."""
     return 2 * macs_per_sample(arch, gates)
