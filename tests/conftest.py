@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import hypothesis
 import jaxtyping
 import pytest
 
@@ -24,6 +25,19 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 _UNREAD = "ignore:Error reading persistent compilation cache entry"
 os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), _UNREAD]))
+
+# What XLA and its libraries log is of no account to a test. On a busy machine they log more: that a
+# program took long to compile, say.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+# Examples are the same in every run, and may take their time on a busy machine.
+hypothesis.settings.register_profile(
+    "urnet_jax",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("urnet_jax")
 
 # The helpers' assertions then explain themselves as those of the tests do.
 pytest.register_assert_rewrite("helpers")
