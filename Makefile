@@ -6,6 +6,9 @@ TORCH ?= torch==2.13.0
 # More processes than four gain nothing on a large machine: each compiles for itself.
 PYTEST = JAX_PLATFORMS=cpu .venv/bin/python -m pytest -q -n logical --maxprocesses=4 --dist=loadfile
 
+# One after another, also under make -j.
+.NOTPARALLEL:
+
 .PHONY: demo test test-slow test-all lint docs serve-docs graph notebook lock clean
 
 demo: .venv/installed
@@ -18,7 +21,7 @@ test: lint
 # What `make test` leaves out: slow tests, and those that need PyTorch.
 test-slow: .venv/installed
 	.venv/bin/python -c 'import torch' 2>/dev/null \
-	  || .venv/bin/python -m pip install --quiet --disable-pip-version-check '$(TORCH)'
+	  || .venv/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
 	$(PYTEST) -m slow
 
 test-all: test test-slow

@@ -84,7 +84,7 @@ class ResNet(nn.Module):
         if arch.family == "imagenet":
             stem.append(nn.MaxPool2d(3, 2, padding=1))
         self.stem = nn.Sequential(*stem)
-        self.blocks = nn.ModuleList(
+        self.blocks: Any = nn.ModuleList(
             Block(arch, spec, entry=i == 0) for spec in arch.stages for i in range(spec.num_blocks)
         )
         self.fc = nn.Linear(arch.stages[-1].out_channels, arch.num_classes)
@@ -119,7 +119,7 @@ class ResNet(nn.Module):
 def build(arch: Architecture, device: str, dtype: str = "float32") -> ResNet:
     """The network on `device` (`cpu`, `cuda`) in `dtype`, its weights channels last."""
     torch.manual_seed(0)
-    network = ResNet(arch).to(device=device, dtype=getattr(torch, dtype))
+    network: Any = ResNet(arch).to(device=device, dtype=getattr(torch, dtype))
     return network.to(memory_format=torch.channels_last)
 
 

@@ -15,7 +15,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SHOWN = (
-    "LICENSE", "benchmarks/*.py", "configs/*.py", "notebooks/*.ipynb",
+    "configs/*.py", "notebooks/*.ipynb",
     *(f"results/**/*.{suffix}" for suffix in ("csv", "json", "jsonl", "md", "png", "txt")),
 )  # fmt: skip
 

@@ -1,4 +1,7 @@
-"""Checkpoints: the training state and what it says of itself. The only user of Orbax."""
+"""Checkpoints: the training state, and what it says of itself.
+
+Orbax is used here, and in `retention`; nowhere else.
+"""
 
 import contextlib
 import dataclasses
@@ -6,7 +9,7 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -16,6 +19,7 @@ from etils import epath
 from urnet_jax.errors import UserError, writable
 from urnet_jax.runs import checksums
 from urnet_jax.runs.meta import Meta, Score
+from urnet_jax.runs.retention import kept_steps, newest_and_best
 from urnet_jax.xla import sharding
 
 FOLDER = "checkpoints"
@@ -39,18 +43,16 @@ class Checkpointer:
         """
         self.directory = _folder(workdir)
         self._scores = scores(workdir)
+        self._keep, self._keep_best = keep, keep_best
         self._saving: int | None = None
         writes = keep > 0
         sealed = ocp.AsyncOptions(post_finalization_callback=self._seal)
-        policies = ocp.checkpoint_managers
         self._manager = _Manager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
                 create=writes,
                 cleanup_tmp_directories=writes,
-                preservation_policy=policies.AnyPreservationPolicy(
-                    [policies.LatestN(keep), _Best(keep_best, self._scores)]
-                ),
+                preservation_policy=newest_and_best(keep, keep_best, self._scores),
                 enable_async_checkpointing=writes,
                 async_options=sealed if writes else None,
             ),
@@ -89,8 +91,8 @@ class Checkpointer:
     def add_score(self, step: int, top1_percent: float) -> None:
         """Gives the checkpoint at `step` the score of an evaluation that came after it was saved.
 
-        It is on disk at the return. The next save heeds it where it decides which checkpoints
-        stay. All processes of a run call this together.
+        It is on disk at the return, and the checkpoints that are left are those that would be left
+        had it been saved with this score. All processes of a run call this together.
 
         Args:
           step: of a complete checkpoint.
@@ -108,6 +110,10 @@ class Checkpointer:
                 with writable(folder / _META):
                     checksums.replace_file(folder, _META, json.dumps(meta.to_json()))
         self._scores[step] = meta.score
+        there = self._manager.all_steps()
+        stay = kept_steps(self._keep, self._keep_best, {n: self._scores.get(n) for n in there})
+        for other in set(there) - stay:
+            self._manager.delete(other)
 
     def restore_state(self, step: int, abstract: State) -> State:
         """The state at `step`, in the shapes and shardings of `abstract`.
@@ -158,24 +164,6 @@ class _Manager(ocp.CheckpointManager):
         """Whoever asks must ask at every step, and only once: `interruption` does."""
         del step
         return False
-
-
-class _Best(ocp.checkpoint_managers.PreservationPolicy):
-    """Keeps the n checkpoints with the highest score."""
-
-    def __init__(self, n: int, scores: dict[int, Score | None]) -> None:
-        self._n, self._scores = n, scores
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
-        del context
-        best = best_steps({c.step: self._scores.get(c.step) for c in checkpoints})[: self._n]
-        return [c.step in best for c in checkpoints]
-
-
-def best_steps(scores: dict[int, Score | None]) -> list[int]:
-    """The steps that were evaluated, the best first, of equals the newest."""
-    known = [(score, step) for step, score in scores.items() if score is not None]
-    return [step for _, step in sorted(known, reverse=True)]
 
 
 def _folder(workdir: epath.PathLike) -> epath.Path:
@@ -292,10 +280,10 @@ def restore_part(workdir: epath.PathLike, step: int, abstract: dict[str, Any]) -
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             parts = reader.restore(folder / "state", args=args)
-        # Orbax leaves what it does not find as it was asked for.
         for path, leaf in jax.tree_util.tree_leaves_with_path(parts):
-            if not isinstance(leaf, jax.Array):
-                raise ValueError(f"it holds no {jax.tree_util.keystr(path, simple=True)}")
+            if not isinstance(leaf, jax.Array):  # What Orbax does not find stays abstract.
+                name = jax.tree_util.keystr(path, simple=True, separator=".")
+                raise ValueError(f"it holds no {name}")
     except Exception as error:  # Orbax and TensorStore raise many kinds for a bad file.
         raise damaged(folder, error) from error
     return parts
