@@ -63,8 +63,23 @@ TINY = {
 """Fields in which the tests' runs on digits differ from configs/digits.py."""
 
 
+QUICK_COMPILATION = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+"""A training step of `tiny` compiles in 2 s of CPU time in place of 8, and computes the same but
+for rounding. `make test-all` tests what users run, without these."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--optimized",
+        action="store_true",
+        help="compile as a user's run does, in four times the time",
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", _UNREAD)
+    if not config.getoption("--optimized"):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK_COMPILATION}"
 
 
 @pytest.fixture(scope="session")

@@ -15,8 +15,8 @@ from jaxtyping import Array, Bool, Float
 from urnet_jax.nets.cost import Cost
 from urnet_jax.nets.mode import Mode
 
-Features = Float[Array, "B H W C"]
-Summary = Float[Array, "B C"]
+Features = Float[Array, "B _H _W _C"]  # a block may change all but B
+Summary = Float[Array, "B _C"]
 
 
 class GateParam(nnx.Param):
