@@ -82,6 +82,13 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK_COMPILATION}"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Modules that take minutes come first, so that no worker begins one when the others end."""
+    first = ("train", "nets", "evaluate", "runs", "repository", "benchmarks")
+    order = {name: n for n, name in enumerate(first)}
+    items.sort(key=lambda item: order.get(item.path.parent.name, len(first)))
+
+
 @pytest.fixture(scope="session")
 def tiny() -> Callable[..., Any]:
     """Gives the config of a run of seconds; `tiny({"joint.epochs": 0.0})` changes it further."""
