@@ -4,6 +4,7 @@ import shutil
 import pytest
 
 from benchmarks import crash
+from helpers.variables import init_variables
 from urnet_jax.runs import checkpoint
 from urnet_jax.runs.checkpoint import Checkpointer
 from urnet_jax.train import state
@@ -42,7 +43,7 @@ def test_other_parameters_are_found(finished, tmp_path):
     meta = checkpoint.newest_meta(finished)
     assert meta is not None
     begun = state.begin_phase(
-        *state.init_variables(meta.config), meta.config, meta.phase, meta.steps_per_epoch, meta.step
+        *init_variables(meta.config), meta.config, meta.phase, meta.steps_per_epoch, meta.step
     )
     checkpointer = Checkpointer(tmp_path, keep=1)
     checkpointer.save(begun, meta)
