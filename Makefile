@@ -3,13 +3,13 @@ PYTHON ?= python3
 UV ?= uv
 TORCH ?= torch==2.13.0
 
-# More processes than four gain nothing on a large machine: each compiles for itself.
-PYTEST = JAX_PLATFORMS=cpu .venv/bin/python -m pytest -q -n logical --maxprocesses=4 --dist=loadfile
+# More processes than four gain nothing on a large machine.
+PYTEST = JAX_PLATFORMS=cpu .venv/bin/python -m pytest -q -n logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 # One after another, also under make -j.
 .NOTPARALLEL:
 
-.PHONY: demo test test-slow test-all lint docs serve-docs graph notebook lock clean
+.PHONY: demo test test-all lint docs serve-docs graph notebook lock clean
 
 demo: .venv/installed
 	.venv/bin/python train.py --config=configs/digits.py --workdir=runs/digits
@@ -18,13 +18,11 @@ demo: .venv/installed
 test: lint
 	$(PYTEST) -m 'not slow'
 
-# What `make test` leaves out: slow tests, and those that need PyTorch.
-test-slow: .venv/installed
+# Everything, compiled as a user's run is: slow tests and those that need PyTorch too.
+test-all: lint
 	.venv/bin/python -c 'import torch' 2>/dev/null \
 	  || .venv/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
-	$(PYTEST) -m slow
-
-test-all: test test-slow
+	$(PYTEST) --optimized
 
 lint: .venv/installed
 	.venv/bin/ruff check

@@ -89,6 +89,7 @@ TRAINED = ROOT / "results" / "cifar10_resnet20" / "run"
 TFDS = ROOT.parent / "shared" / "data" / "tfds"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (TFDS / "cifar10").is_dir(), reason="no prepared cifar10")
 def test_the_trained_network_of_the_results_has_paths_that_depend_on_the_image():
     run = inspection.load(TRAINED, data_dir=str(TFDS))

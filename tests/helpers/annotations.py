@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-from beartype import BeartypeConf, beartype
+from beartype import BeartypeConf, beartype, roar
 
 F = TypeVar("F", bound=Callable)
 
@@ -13,7 +13,13 @@ _with_tower = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a f
 def checked(function: F) -> F:
     """`function`, which raises where an argument or its result is not what its annotation says.
 
-    Constructors are left alone: JAX builds a pytree anew around shapes, shardings or nothing, which
-    are not the arrays that its fields are in use.
+    Left alone are constructors, for JAX builds a pytree anew around shapes, shardings or nothing,
+    which are not the arrays that its fields are in use; and what beartype cannot check in a single
+    function: Self, and protocols that isinstance refuses.
     """
-    return function if function.__name__ == "__init__" else _with_tower(function)
+    if function.__name__ == "__init__":
+        return function
+    try:
+        return _with_tower(function)
+    except (roar.BeartypeDecorHintPep673Exception, roar.BeartypeDecorHintPep3119Exception):
+        return function

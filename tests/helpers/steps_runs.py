@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from urnet_jax import config as config_lib
 from urnet_jax.config import Config
 from urnet_jax.data.batches import train_batches
 from urnet_jax.data.sources import open_split
+from urnet_jax.evaluate.step import make_eval_step
 from urnet_jax.phases import PHASES
 from urnet_jax.train import state
 from urnet_jax.train.step import make_train_step
@@ -56,8 +58,23 @@ class Run:
     metrics: list[dict[str, float]]
 
 
+@functools.cache
+def _jitted(make: Callable[..., Any], config_json: str, *arguments: Any) -> Any:
+    return make(config_lib.from_json(config_json), *arguments)
+
+
+def train_step(config: Config, phase: str) -> Any:
+    """The step of `make_train_step`, traced and compiled once for all tests of a worker."""
+    return _jitted(make_train_step, config_lib.to_json(config), phase, STEPS_PER_EPOCH)
+
+
+def eval_step(config: Config, phase: str = "joint") -> Any:
+    """The step of `make_eval_step`, likewise."""
+    return _jitted(make_eval_step, config_lib.to_json(config), phase)
+
+
 def train(config: Config, phase: str, variables: Any = None, step: Any = None) -> Run:
-    step = step or make_train_step(config, phase, STEPS_PER_EPOCH)
+    step = step or train_step(config, phase)
     params, batch_stats = variables or init_variables(config)
     states = [state.begin_phase(params, batch_stats, config, phase, STEPS_PER_EPOCH, step=100)]
     metrics = []

@@ -6,16 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from helpers.steps_runs import STEPS_PER_EPOCH, changed, named, small_config, train
+from helpers.steps_runs import STEPS_PER_EPOCH, changed, eval_step, named, small_config, train
 from helpers.variables import init_variables
 from urnet_jax.config import Config
-from urnet_jax.evaluate.step import make_eval_step
 from urnet_jax.phases import PHASES
 
 
 def evaluated(config: Config, variables: Any, batch: Any, scale: Any) -> Any:
     params, batch_stats = variables
-    return make_eval_step(config)(
+    return eval_step(config)(
         params, batch_stats, batch["image"], batch["label"], scale, batch["index"]
     )
 

@@ -105,7 +105,7 @@ class Block(nnx.Module):
         extra = self.outputs - self.inputs
         return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (extra // 2, extra - extra // 2)))
 
-    def merge(self, shortcut: Features, residual: Features) -> Features:
+    def merge(self, shortcut: Features, residual: Features | Float[Array, ""]) -> Features:
         """ReLU of the sum."""
         return nnx.relu(shortcut + residual)
 

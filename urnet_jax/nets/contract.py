@@ -112,7 +112,7 @@ class Unit(Protocol):
         """What the unit adds; zeros for a mask of zeros."""
         ...
 
-    def merge(self, shortcut: Features, residual: Features) -> Features:
+    def merge(self, shortcut: Features, residual: Features | Float[Array, ""]) -> Features:
         """The unit's output."""
         ...
 
