@@ -43,7 +43,7 @@ from tqdm import tqdm
 
 from benchmarks import inference_cases, inference_report, results, timing
 from urnet_jax.errors import UserError, told_to_the_user
-from urnet_jax.nets.execution import EXECUTIONS
+from urnet_jax.nets.mode import EXECUTIONS
 
 TRAINED_SCALES = (0.2, 0.4, 0.6, 0.8, 1.0)
 COMPILE_BATCH = 128

@@ -13,8 +13,10 @@ from jaxtyping import Float
 from benchmarks import timing
 from urnet_jax.errors import UserError
 from urnet_jax.nets.architecture import Architecture
-from urnet_jax.nets.cost import macs_per_sample, network_macs
-from urnet_jax.nets.execution import Execution, choose
+from urnet_jax.nets.contract import GateInputs
+from urnet_jax.nets.cost import macs_per_sample
+from urnet_jax.nets.execution import choose
+from urnet_jax.nets.mode import Build, Execution, Mode
 from urnet_jax.nets.resnet import ResNet
 
 NETWORKS = {
@@ -102,7 +104,7 @@ def drawn_requests(arch: Architecture, batch: int, usages: Sequence[float]) -> t
 def drawn_subject(name: str, batch: int, dtype: str, usages: Sequence[float]) -> Subject:
     """A network of NETWORKS with random weights, images and gates."""
     arch, rng = NETWORKS[name], np.random.default_rng(0)
-    abstract = nnx.eval_shape(lambda: ResNet(arch, dtype=dtype, rngs=nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: ResNet(arch, Build(dtype), rngs=nnx.Rngs(0)))
     graph, params, batch_stats = nnx.split(abstract, nnx.Param, nnx.BatchStat)
 
     def fill(path: tuple, leaf: Any) -> jax.Array:
@@ -132,11 +134,12 @@ def open_run(workdir: str, data_dir: str) -> tuple[Any, Any, Any, Any]:
       UserError: there is no checkpoint or no data, or the run has no trained gates.
     """
     # Only here: they need the data pipeline's packages, which the rest does without.
+    from urnet_jax import config
     from urnet_jax.data.sources import open_split
     from urnet_jax.runs.load import load_network
 
     meta, params, batch_stats = load_network(workdir)
-    if not meta.config.model.gated or meta.phase == "pretrain":
+    if not config.architecture(meta.config).gated or meta.phase == "pretrain":
         raise UserError(
             f"--trained_workdir is {workdir}, whose network has no trained gates: name a run that "
             "is past its phase pretrain."
@@ -152,14 +155,15 @@ def trained_subject(
     from urnet_jax import config
     from urnet_jax.data import augment
     from urnet_jax.data.batches import eval_batches
-    from urnet_jax.train import state
+    from urnet_jax.nets import network
 
     meta, params, batch_stats, split = open_run(workdir, data_dir)
     meta.config.model.dtype = dtype
     first = next(iter(eval_batches(split, meta.config.data, batch)))["image"]
     normalized = augment.normalize(jnp.asarray(first), *augment.normalization(split.dataset))
     images = np.array(normalized)
-    arch, graph = config.architecture(meta.config), state.network_graph(meta.config)
+    arch, build = config.network(meta.config)
+    graph = network.graph(arch, build)
     name = f"resnet{arch.depth} trained"
     subject = Subject(name, arch, dtype, graph, params, batch_stats, images, ())
     dense = jax.jit(forward(subject, "dense"))
@@ -175,7 +179,9 @@ def forward(subject: Subject, execution: str) -> Callable[..., Any]:
 
     def run(params: Any, batch_stats: Any, images: Any, scale: Any, gates: Any) -> Any:
         network = nnx.merge(subject.graph, nnx.State(params), nnx.State(batch_stats))
-        return network(images, scale, gates=gates, execution=execution)  # pyright: ignore[reportArgumentType]
+        mode = Mode(execution=execution)  # pyright: ignore[reportArgumentType]
+        output = network(images, GateInputs(scale, given=gates), mode)
+        return output.prediction, output.gates
 
     return run
 
@@ -199,7 +205,8 @@ def jax_cases(subject: Subject, executions: Sequence[str], check: bool) -> list[
     row = {"framework": "jax", "execution": "dense", **ALL_ON, "compile_s": compile_s}
     cases = [Case(row, ("all on",), _blocking(dense, all_on))]
     # An execution that is asked for under two names is timed once.
-    resolved = {choose(cast(Execution, name), batch): None for name in executions}
+    asked = [Mode(execution=cast(Execution, name)) for name in executions]
+    resolved = {choose(mode, batch).execution: None for mode in asked}
     for execution in resolved:
         compiled, compile_s = timing.compile_timed(forward(subject, execution), *all_on)
         for request in subject.requests:
@@ -224,7 +231,7 @@ def shares(arch: Architecture, request: Request) -> dict[str, float]:
     return {
         "usage": request.usage,
         "blocks_share": float((request.used > 0).mean()),
-        "flops_share": float(macs.mean() / network_macs(arch)),
+        "flops_share": float(macs.mean() / arch.cost.full_macs),
     }
 
 
@@ -269,7 +276,7 @@ def compare(dense: tuple, other: tuple, most: float, what: str) -> dict[str, flo
 def compile_seconds(name: str, batch: int, dtype: str, execution: str) -> float:
     """Seconds to trace and compile a network of NETWORKS that computes its gates itself."""
     arch = dataclasses.replace(NETWORKS[name], gated=True)
-    abstract = nnx.eval_shape(lambda: ResNet(arch, dtype=dtype, rngs=nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: ResNet(arch, Build(dtype), rngs=nnx.Rngs(0)))
     graph, params, batch_stats = nnx.split(abstract, nnx.Param, nnx.BatchStat)
     size = arch.image_size
     images = jax.ShapeDtypeStruct((batch, size, size, arch.image_channels), dtype)

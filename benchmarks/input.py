@@ -44,9 +44,10 @@ from rich.table import Table
 from benchmarks import results, timing
 from benchmarks.results import Row
 from urnet_jax import config as config_lib
-from urnet_jax.data import augment
+from urnet_jax.data import augment, decode
 from urnet_jax.data.batches import train_batches
-from urnet_jax.data.sources import Split, open_split
+from urnet_jax.data.sources import open_split
+from urnet_jax.data.splits import Split
 from urnet_jax.errors import UserError, told_to_the_user
 
 Transform = Callable[[bytes, int, int], Any]
@@ -113,7 +114,7 @@ def _transforms(split: Split, values: flags.FlagValues) -> list[Row]:
     files = [r["image"] for r in split.source.__getitems__(list(range(split.num_examples)))]
     size = values.image_size
     transforms: dict[str, Transform] = {
-        "urnet_jax": lambda file, *draw: augment.decode_train(file, size, 0, *draw),
+        "urnet_jax": lambda file, *draw: decode.decode_train(file, size, 0, *draw),
         "PIL": lambda file, *draw: pil_transform(file, size, *draw),
     }
     if values.torch:
@@ -159,14 +160,14 @@ def torch_transform(size: int) -> Transform:
 
 def _pil_image(file: bytes, size: int, epoch: int, index: int) -> Image.Image:
     image = Image.open(io.BytesIO(file)).convert("RGB")
-    window = augment.draw_window(*image.size, 0, epoch, index)
+    window = decode.draw_window(*image.size, 0, epoch, index)
     image = image.crop(window).resize((size, size), Image.Resampling.BILINEAR)
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if (epoch + index) % 2 else image
 
 
 def _pipelines(split: Split, config: Any, values: flags.FlagValues) -> list[Row]:
     """Rows for train.py's batches: decoded by processes, by threads, and by threads with PIL."""
-    cores, plain = timing.threads(), augment.decode_train
+    cores, plain = timing.threads(), decode.decode_train
 
     def with_pil(file: bytes, size: int, seed: int, epoch: int, index: int) -> np.ndarray:
         del seed
@@ -180,9 +181,9 @@ def _pipelines(split: Split, config: Any, values: flags.FlagValues) -> list[Row]
     rates: dict[str, list[float]] = {name: [] for name in kinds}
     config.data.threads, config.data.batch_size = cores, 32
     for _ in range(values.repeats):
-        for name, (config.data.workers, augment.decode_train) in kinds.items():
+        for name, (config.data.workers, decode.decode_train) in kinds.items():
             rates[name].append(_images_per_s(split, config))
-    augment.decode_train = plain
+    decode.decode_train = plain
     rows, pil = [], np.median(rates[list(kinds)[-1]])
     for name, found in rates.items():
         median = float(np.median(found))

@@ -41,6 +41,7 @@ from benchmarks.results import Row
 from urnet_jax import config as config_lib
 from urnet_jax.errors import told_to_the_user
 from urnet_jax.evaluate.figures import to_png
+from urnet_jax.train import aot
 from urnet_jax.train import state as state_lib
 from urnet_jax.xla import compiled
 
@@ -102,7 +103,7 @@ def _config(values: flags.FlagValues, chips: int) -> Any:
 
 
 def _groups(values: flags.FlagValues) -> Any:
-    compilers = {"train": compiled.compile_train, "evaluate": compiled.compile_evaluate}
+    compilers = {"train": aot.compile_train, "evaluate": aot.compile_evaluate}
     if not values.evaluate:
         del compilers["evaluate"]
     for topology in values.topologies:
@@ -115,12 +116,12 @@ def _groups(values: flags.FlagValues) -> Any:
 
 
 def compiled_rows(
-    topology: str, values: flags.FlagValues, compile_step: Callable[..., compiled.Compiled]
+    topology: str, values: flags.FlagValues, compile_step: Callable[..., aot.CompiledStep]
 ) -> tuple[list[Row], dict[str, str]]:
     """What a step takes on a slice, or in `does_not_fit` what the compiler says; and no notes."""
-    mesh = compiled.make_mesh(topology)
+    mesh = compiled.topology_mesh(topology)
     config = _config(values, mesh.size)
-    state = state_lib.abstract_state(config, "joint", compiled.STEPS_PER_EPOCH)
+    state = state_lib.abstract_state(config, "joint", aot.STEPS_PER_EPOCH)
     row: Row = {
         "config": values.config, "topology": topology, "devices": mesh.size,
         "device_memory_bytes": compiled.memory_bytes(mesh), "dtype": values.dtype,

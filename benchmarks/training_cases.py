@@ -15,6 +15,7 @@ from benchmarks.results import Row
 from urnet_jax import config as config_lib
 from urnet_jax.config import Config
 from urnet_jax.errors import UserError
+from urnet_jax.nets import network
 from urnet_jax.train import state as state_lib
 from urnet_jax.train.step import make_train_step
 
@@ -66,7 +67,7 @@ def huge_pages() -> bool | None:
 def jax_case(name: str, config: Config) -> Case:
     """The step of `config` on a batch on the device; its compile time is measured here."""
     steps_per_epoch = TRAIN_IMAGES / config.data.batch_size
-    variables = state_lib.init_variables(config)
+    variables = network.init_variables(*config_lib.network(config), config.seed)
     state = state_lib.begin_phase(*variables, config, PHASE, steps_per_epoch)
     images, labels = random_batch(config)
     index = np.arange(len(labels), dtype=np.int32)

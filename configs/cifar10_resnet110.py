@@ -31,13 +31,16 @@ def get_config() -> ml_collections.ConfigDict:
     data.crop_padding = 4  # pixels on each side before a crop
     data.workers = 0  # processes that decode; 0 decodes in threads of this process
     data.threads = 8  # threads that decode, where images are not held in memory
+    data.unreadable = "error"  # or skip: images that cannot be decoded are left out, and counted
 
     config.model = model = ml_collections.ConfigDict()
+    model.kind = "resnet"  # or a description of your own, as package.module:Class
     model.family = "cifar"  # cifar (3x3 stem, three stages), imagenet (7x7 stem, four stages)
     model.depth = 110  # 6n+2 for cifar; 18, 34, 50, 101, 152 for imagenet
     model.width = 16  # channels of the stem
     model.shortcut = "A"  # A (stride, zero-pad), pool (average-pool, zero-pad), B (projection)
     model.dtype = "float32"  # of the computation, or bfloat16; parameters stay float32
+    model.precision = "highest"  # of float32; high and default round it on TPUs and recent GPUs
     model.gated = True  # False: the plain network
     model.gate_network = "block"  # block: a gate on every block; external: a ResNet-8 for all
     model.gate_reduction = 2  # r: the gate's hidden layer has C / r units

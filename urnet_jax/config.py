@@ -4,37 +4,55 @@ import difflib
 import importlib.resources
 import inspect
 import json
+import math
 import pathlib
+from collections.abc import Mapping
 from importlib.resources.abc import Traversable
 from typing import Any, TypeAlias
 
 from ml_collections import ConfigDict
 
+from urnet_jax import kinds
 from urnet_jax.data import sources
 from urnet_jax.errors import UserError
 from urnet_jax.fields import FIELDS, LATER, Field
-from urnet_jax.nets.architecture import Architecture
+from urnet_jax.nets.mode import Build
 from urnet_jax.phases import PHASES
-from urnet_jax.train.groups import num_groups
 
 Config: TypeAlias = Any
 """An `ml_collections.ConfigDict`; from its source, checkers infer a type without sections."""
 
 
-def field(name: str) -> Field:
-    """The field of that dotted name; a UserError that names the nearest one if there is none."""
-    if name in FIELDS:
-        return FIELDS[name]
-    inside = [known.removeprefix(f"{name}.") for known in FIELDS if known.startswith(f"{name}.")]
+GROUPS = 8
+"""Parts of a batch that each draw one S, where S is drawn per `group`."""
+
+
+def field(name: str, known: Mapping[str, Field] = FIELDS) -> Field:
+    """The field of that dotted name; a UserError that names the nearest one if there is none.
+
+    Args:
+      name: as `model.depth`.
+      known: all fields, as `fields_of` gives them.
+    """
+    if name in known:
+        return known[name]
+    inside = [other.removeprefix(f"{name}.") for other in known if other.startswith(f"{name}.")]
     if inside:
         raise UserError(f"{name} is a section of the config; set its fields: {', '.join(inside)}.")
-    (nearest,) = difflib.get_close_matches(name, FIELDS, n=1, cutoff=0.0)
+    (nearest,) = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
     raise UserError(f"{name!r} is not a config field; the nearest known one is {nearest}.")
 
 
-def not_allowed(name: str, value: object) -> UserError:
+def fields_of(config: Config) -> Mapping[str, Field]:
+    """Every field of the config, those of its kind of network among them."""
+    model = config.get("model")
+    kind = model.get("kind", "resnet") if isinstance(model, ConfigDict) else "resnet"
+    return kinds.fields(kind) if isinstance(kind, str) else FIELDS
+
+
+def not_allowed(name: str, value: object, known: Mapping[str, Field] = FIELDS) -> UserError:
     """The error that `value` is not what the known field `name` may be."""
-    return UserError(f"{name} is {value!r}; expected {field(name).expected}.")
+    return UserError(f"{name} is {value!r}; expected {field(name, known).expected}.")
 
 
 def validate(config: Config) -> None:
@@ -44,20 +62,21 @@ def validate(config: Config) -> None:
       UserError: a field is unknown, missing, of the wrong type or out of range, or fields
         contradict one another; the first that is found.
     """
-    values = flatten(config)
+    values, known = flatten(config), fields_of(config)
     for name, value in values.items():
-        if not field(name).allows(value):
-            raise not_allowed(name, value)
-    for name, known in FIELDS.items():
+        if not field(name, known).allows(value):
+            raise not_allowed(name, value, known)
+    for name, missing in known.items():
         if name not in values:
-            raise UserError(f"{name} is missing from the config; set it to {known.expected}.")
+            raise UserError(f"{name} is missing from the config; set it to {missing.expected}.")
     low, high = config.scale.min, config.scale.max
     if low > high:
         raise UserError(f"scale.min is {low}, more than scale.max, {high}; lower scale.min.")
-    architecture(config)
+    gated = architecture(config).gated
     sources.check_augmentation(config.data)
-    _check_groups(config)
-    if config.model.gated and config.gate.random_drop != "never" and config.scale.beta > 0:
+    if gated:
+        _check_groups(config)
+    if gated and config.gate.random_drop != "never" and config.scale.beta > 0:
         raise UserError(
             f"gate.random_drop is {config.gate.random_drop!r}, and gates then only weigh what it "
             "leaves: set scale.beta to 0, or model.gated to False for a network without gates."
@@ -66,7 +85,7 @@ def validate(config: Config) -> None:
 
 def _check_groups(config: Config) -> None:
     """Refuses a scale loss of groups where there are none, or where parts of a batch split them."""
-    if config.scale.loss != "group" or not config.model.gated or not config.scale.beta:
+    if config.scale.loss != "group" or not config.scale.beta:
         return  # There is no scale loss, or one of samples.
     if config.scale.draw == "sample":
         raise UserError(
@@ -74,7 +93,7 @@ def _check_groups(config: Config) -> None:
             "scale.draw to 'group' or 'step', or scale.loss to 'sample'."
         )
     size, parts = config.data.batch_size, config.accumulate_steps
-    in_group = size // num_groups(config.scale.draw, size)
+    in_group = size // num_groups(config, size)
     if in_group % parts:
         raise UserError(
             f"A group of one S has {in_group} of the {size} images of a batch, which "
@@ -90,7 +109,7 @@ def phases_to_run(config: Config) -> list[str]:
       UserError: no phase has a length.
     """
     phases = [phase for phase in PHASES if config[phase].epochs > 0]
-    if not config.model.gated:
+    if not architecture(config).gated:
         phases = [phase for phase in phases if phase != "gates"]
     if not phases:
         raise UserError(
@@ -102,8 +121,8 @@ def phases_to_run(config: Config) -> list[str]:
 
 def architecture(
     config: Config, num_classes: int | None = None, image_channels: int | None = None
-) -> Architecture:
-    """The network that a config describes.
+) -> Any:
+    """The description of the config's network, see `nets.contract.Description`.
 
     Args:
       config: a config with its sections `data` and `model`.
@@ -111,25 +130,31 @@ def architecture(
       image_channels: by default those of the dataset.
 
     Raises:
-      UserError: the dataset is unknown, or such a network does not exist, for example a depth that
-        no CIFAR ResNet has.
+      UserError: the dataset or the kind is unknown, or such a network does not exist, for example
+        a depth that no CIFAR ResNet has.
     """
     dataset, model = sources.dataset(config.data), config.model
     try:
-        return Architecture(
-            family=model.family,
-            depth=model.depth,
+        return kinds.description(model.kind)(
             num_classes=num_classes or dataset.num_classes,
             image_size=config.data.image_size,
             image_channels=image_channels or dataset.image_channels,
-            width=model.width,
-            shortcut=model.shortcut,
-            gated=model.gated,
-            gate_network=model.gate_network,
-            gate_reduction=model.gate_reduction,
+            **{name: model[name] for name in kinds.own_fields(model.kind)},
         )
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def network(config: Config) -> tuple[Any, Build]:
+    """What the functions of `nets.network` take: the description, and what it is built with."""
+    model = config.model
+    return architecture(config), Build(model.dtype, model.precision, model.gate_bias)
+
+
+def num_groups(config: Config, batch_size: int) -> int:
+    """Into how many equal parts of samples in a row, each with its own S, a batch falls."""
+    parts = {"sample": batch_size, "group": math.gcd(batch_size, GROUPS), "step": 1}
+    return parts[config.scale.draw]
 
 
 def load(path_or_name: str) -> Config:
@@ -165,8 +190,9 @@ def load(path_or_name: str) -> Config:
     if not isinstance(config, ConfigDict):
         raise UserError(f"config {path_or_name} has no get_config() that returns a ConfigDict.")
     # A field's type at loading decides what an override may be: 30 must not shut out 0.5.
+    known = fields_of(config)
     for name, value in flatten(config).items():
-        if name in FIELDS and FIELDS[name].kind is float and type(value) is int:
+        if name in known and known[name].kind is float and type(value) is int:
             with config.ignore_type():
                 config.update_from_flattened_dict({name: float(value)})
     return _completed(config)
@@ -215,7 +241,13 @@ def _completed(config: ConfigDict) -> Config:
 
 def heeds_scale(config: Config, phase: str = "joint") -> bool:
     """Whether the network of a phase does less for a smaller S, by gates or at random."""
-    return phase != "pretrain" and (config.model.gated or config.gate.random_drop != "never")
+    own_gates = PHASES[phase].own_gates
+    return own_gates and (architecture(config).gated or config.gate.random_drop != "never")
+
+
+def weighs_only(config: Config) -> bool:
+    """Whether gates only weigh what random drop leaves ("block attention")."""
+    return config.gate.random_drop != "never" and architecture(config).gated
 
 
 def _find(path_or_name: str) -> pathlib.Path | Traversable:

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
-from urnet_jax.data import sources
+from urnet_jax.data import records, sources
 from urnet_jax.phases import PHASES
 
 _KIND_NAMES = {
@@ -93,11 +93,14 @@ FIELDS: dict[str, Field] = {
     "data.crop_padding": Field(int, low=0),
     "data.workers": Field(int, low=0),
     "data.threads": _COUNT,
+    "data.unreadable": _choice(*records.UNREADABLE),
+    "model.kind": _TEXT,
     "model.family": _choice("cifar", "imagenet"),
     "model.depth": _COUNT,
     "model.width": _COUNT,
     "model.shortcut": _choice("A", "pool", "B"),
     "model.dtype": _choice("float32", "bfloat16"),
+    "model.precision": _choice("highest", "high", "default"),
     "model.gated": _SWITCH,
     "model.gate_network": _choice("block", "external"),
     "model.gate_reduction": _COUNT,
@@ -131,7 +134,11 @@ FIELDS: dict[str, Field] = {
 """Every field of a config by its dotted name; `configs/digits.py` says what each one means."""
 
 LATER: dict[str, Any] = {
+    "data.unreadable": "error",
     "init.from": "",
+    "model.kind": "resnet",
+    # Those runs were all on CPU, where the precisions are one.
+    "model.precision": "highest",
     "model.gate_network": "block",
     "gate.straight_through": False,
     "gate.noise": False,

@@ -10,7 +10,7 @@ import pytest
 from benchmarks import inference, inference_cases, inference_report, results, timing
 from urnet_jax.errors import UserError
 from urnet_jax.nets.architecture import Architecture
-from urnet_jax.nets.cost import macs_per_sample, network_macs
+from urnet_jax.nets.cost import macs_per_sample
 
 CIFAR = Architecture("cifar", 14, 5, image_size=8, width=4, gated=False)
 TINY = dict.fromkeys(inference_cases.NETWORKS, CIFAR) | {
@@ -86,7 +86,7 @@ def test_gates_cost_what_they_are_asked_to():
     assert inference_cases.shares(arch, requests[3])["flops_share"] == 1
     share = inference_cases.shares(arch, requests[1])["flops_share"]
     macs = macs_per_sample(arch, agreeing)
-    assert share == pytest.approx(macs[0] / network_macs(arch))
+    assert share == pytest.approx(macs[0] / arch.cost.full_macs)
 
 
 def test_gates_change_the_logits_enough_to_be_missed():
@@ -180,7 +180,7 @@ def test_pytorch_has_the_same_architecture_and_drops_blocks():
         assert sum(p.numel() for p in network.parameters()) == weights
         with flop_counter.FlopCounterMode(display=False) as counter, torch.inference_mode():
             network(torch_networks.to_torch(subject.images, "cpu"))
-        assert counter.get_total_flops() == 3 * 2 * network_macs(subject.arch)
+        assert counter.get_total_flops() == 3 * 2 * subject.arch.cost.full_macs
         images = torch_networks.to_torch(subject.images, "cpu")
         policy = torch.from_numpy(subject.requests[1].used)
         with torch.inference_mode():

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from helpers.variables import init_variables
 from urnet_jax import config as config_lib
 from urnet_jax.config import Config
 from urnet_jax.data.batches import eval_batches
@@ -18,7 +19,6 @@ from urnet_jax.evaluate.evaluation import Evaluation
 from urnet_jax.evaluate.figures import to_png
 from urnet_jax.evaluate.step import make_eval_step
 from urnet_jax.nets.architecture import Architecture
-from urnet_jax.nets.cost import count_macs, network_macs
 from urnet_jax.runs.checkpoint import Checkpointer
 from urnet_jax.runs.meta import Meta
 from urnet_jax.train import state
@@ -37,7 +37,7 @@ def small_config(**model) -> Config:
 @functools.cache
 def network() -> tuple[Any, Any, Any]:
     """One compiled step and its params and batch_stats for all tests."""
-    params, batch_stats = state.init_variables(small_config())
+    params, batch_stats = init_variables(small_config())
     return make_eval_step(small_config()), params, batch_stats
 
 
@@ -110,10 +110,10 @@ def test_correct_counts_the_padded_batches_own_examples(whole):
 def test_flops_are_those_of_the_gates(whole):
     assert whole.gates.shape == (3, 360, 3)
     assert 0 < whole.gates.mean() < 1
-    cost = count_macs(whole.arch)
-    expected = 2 * (cost.always_macs + whole.gates.astype(int) @ cost.block_macs)
+    cost = whole.arch.cost
+    expected = 2 * (cost.always_macs + whole.gates.astype(int) @ cost.unit_macs)
     np.testing.assert_array_equal(whole.flops, expected)
-    assert whole.full_flops == 2 * (cost.always_macs + cost.block_macs.sum())
+    assert whole.full_flops == 2 * (cost.always_macs + cost.unit_macs.sum())
 
 
 def test_scales_are_sorted_and_repeats_dropped(whole):
@@ -124,7 +124,7 @@ def test_scales_are_sorted_and_repeats_dropped(whole):
 
 def test_summary_by_hand(by_hand):
     low, high = evaluation.summarize(by_hand).to_dict("records")
-    full = 2 * network_macs(ARCH)
+    full = 2 * ARCH.cost.full_macs
     assert low == {
         "scale": 0.5,
         "examples": 4,
@@ -207,7 +207,7 @@ def test_evaluate_workdir_on_another_split_and_folder(workdir, tmp_path):
 )
 def test_where_nothing_is_gated_s_is_ignored(tmp_path, capsys, gated, phase, said):
     config = small_config(gated=gated)
-    variables = network()[1:] if gated else state.init_variables(config)
+    variables = network()[1:] if gated else init_variables(config)
     save_run(tmp_path, config, phase, variables)
     summary = files.evaluate_workdir(tmp_path, scales=[0.2, 0.5], report=True)
     assert said in capsys.readouterr().out

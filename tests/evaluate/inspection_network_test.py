@@ -10,11 +10,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from helpers.variables import init_variables
+from urnet_jax import config as config_lib
 from urnet_jax.errors import UserError
 from urnet_jax.evaluate import inspection
+from urnet_jax.nets import network
+from urnet_jax.nets.contract import GateInputs
+from urnet_jax.nets.mode import Mode
 from urnet_jax.runs import checkpoint
 from urnet_jax.runs.meta import Meta
-from urnet_jax.train import loop, state
+from urnet_jax.train import loop
 
 
 def test_a_network_without_trained_gates_is_refused(tiny, finished, tmp_path):
@@ -56,27 +61,26 @@ def test_gates_that_heed_the_scale_alone_take_one_path(run):
 
 def test_gates_that_are_given_have_no_logits(tiny):
     config = tiny()
-    graph, variables = state.network_graph(config), state.init_variables(config)
-    images, scale = jnp.zeros((2, 8, 8, 1)), jnp.ones(2)
-    logits, gates, gate_logits, _ = state.apply(
-        graph, *variables, images, scale, with_gate_logits=True
-    )
-    assert gates.shape == gate_logits.shape == (2, 3)
-    assert logits.shape == (2, 10)
-    with pytest.raises(ValueError, match="have no logits"):
-        state.apply(graph, *variables, images, scale, gates=np.ones((2, 3)), with_gate_logits=True)
+    graph, variables = network.graph(*config_lib.network(config)), init_variables(config)
+    images, inputs = jnp.zeros((2, 8, 8, 1)), GateInputs(jnp.ones(2))
+    output, _ = network.apply(graph, *variables, images, inputs)
+    assert output.gate_logits is not None
+    assert output.gates.shape == output.gate_logits.shape == (2, 3)
+    assert output.prediction.shape == (2, 10)
+    given = inputs._replace(given=jnp.ones((2, 3)))
+    assert network.apply(graph, *variables, images, given)[0].gate_logits is None
 
 
 @pytest.mark.parametrize("execution", ["dense", "cond", "compact", "pieces"])
 def test_every_execution_gives_the_logits(tiny, execution):
     config = tiny()
-    graph, variables = state.network_graph(config), state.init_variables(config)
+    graph, variables = network.graph(*config_lib.network(config)), init_variables(config)
     rng = np.random.default_rng(0)
     images, scale = jnp.asarray(rng.normal(size=(4, 8, 8, 1)), jnp.float32), jnp.full(4, 0.5)
-    settings: Any = {"with_gate_logits": True}
-    expected = state.apply(graph, *variables, images, scale, **settings)
-    found = state.apply(graph, *variables, images, scale, execution=execution, **settings)
-    for a, b in zip(found[:3], expected[:3], strict=True):
+    inputs = GateInputs(scale)
+    expected, _ = network.apply(graph, *variables, images, inputs)
+    found, _ = network.apply(graph, *variables, images, inputs, Mode(execution=execution))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
@@ -100,7 +104,7 @@ def test_the_trained_network_of_the_results_has_paths_that_depend_on_the_image()
 def test_random_drop_leaves_an_example_the_same_blocks_in_any_part_of_a_split(tiny):
     config = tiny({"model.gated": False, "gate.random_drop": "test"})
     meta = Meta(1, "joint", 1, 1, 22.0, config)
-    dropping = inspection.Run(meta, *state.init_variables(config))
+    dropping = inspection.Run(meta, *init_variables(config))
     whole = dropping.evaluate((0.5,)).gates[0]
     assert len(np.unique(whole, axis=0)) > 1
     part = dropping.subset(7)

@@ -11,7 +11,6 @@ from urnet_jax.errors import UserError
 from urnet_jax.evaluate import inspection
 from urnet_jax.evaluate.evaluation import summarize
 from urnet_jax.evaluate.figures import to_png
-from urnet_jax.nets.cost import network_macs
 
 SCALES = (0.2, 1.0)
 
@@ -58,7 +57,7 @@ def test_it_says_what_evaluation_said(run, gates, finished):
     assert 100 * table["correct"].mean() == pytest.approx(row.top1_percent)
     assert table["blocks"].mean() == pytest.approx(row.blocks_mean)
     assert table["flops"].mean() == pytest.approx(row.flops_mean)
-    assert table["flops"].max() <= 2 * network_macs(run.arch)
+    assert table["flops"].max() <= 2 * run.arch.cost.full_macs
 
 
 def test_usage_by_block_and_by_class(evaluation, gates):

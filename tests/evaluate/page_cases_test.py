@@ -1,6 +1,7 @@
 """What the page says of evaluations made up, case by case."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,7 +67,8 @@ def test_of_many_classes_the_ends_are_shown(run):
 )
 def test_without_gates_there_is_a_table_and_one_sentence(run, gated, sentence):
     split, made = made_up(run, np.ones((1, 6, 3)), (1.0,))
-    made = dataclasses.replace(made, arch=dataclasses.replace(made.arch, gated=gated))
+    arch: Any = made.arch
+    made = dataclasses.replace(made, arch=dataclasses.replace(arch, gated=gated))
     plain = dataclasses.replace(run, meta=dataclasses.replace(run.meta, phase="pretrain"))
     found = Page(page_of(plain, split, made))
     assert sentence in found.words()

@@ -12,9 +12,10 @@ import pytest
 from flax import nnx
 
 from helpers.resnet_reference import not_trivial
-from urnet_jax.nets.architecture import Architecture, Execution
+from helpers.variables import apply
+from urnet_jax.nets.architecture import Architecture
+from urnet_jax.nets.mode import Build, Execution
 from urnet_jax.nets.resnet import ResNet
-from urnet_jax.train import state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,7 @@ def network(name: str, dtype: str = "float32") -> tuple[Any, Any, Any]:
 
     At which S exactly, the features decide: so blocks differ in the samples that they run.
     """
-    abstract = nnx.eval_shape(lambda: ResNet(ARCHS[name], dtype=dtype, rngs=nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: ResNet(ARCHS[name], Build(dtype), rngs=nnx.Rngs(0)))
     graph, params, stats = nnx.split(abstract, nnx.Param, nnx.BatchStat)
     rng = np.random.default_rng(7)
 
@@ -84,7 +85,7 @@ def compiled(name: str, how: Execution, dtype: str = "float32") -> Any:
 
     def run(params: Any, stats: Any, images: Any, scale: Any, gates: Any) -> Any:
         traces[name, how, dtype, len(images), gates is None] += 1
-        return state.apply(graph, params, stats, images, scale, gates=gates, execution=how)[:2]
+        return apply(graph, params, stats, images, scale, gates=gates, execution=how)[:2]
 
     return jax.jit(run, compiler_options=QUICK)
 

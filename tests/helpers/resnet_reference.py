@@ -11,6 +11,7 @@ from flax import nnx, traverse_util
 from jax import lax
 
 from urnet_jax.nets.architecture import Architecture, StageSpec
+from urnet_jax.nets.mode import Build
 from urnet_jax.nets.resnet import ResNet
 
 BATCH = 6
@@ -26,7 +27,7 @@ ARCHS = {
 @functools.cache
 def network(arch: Architecture, dtype: str = "float32") -> tuple[Any, Any, Any]:
     """Graph, params and batch_stats."""
-    abstract = nnx.eval_shape(lambda: ResNet(arch, dtype=dtype, rngs=nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: ResNet(arch, Build(dtype), rngs=nnx.Rngs(0)))
     graph, params, stats = nnx.split(abstract, nnx.Param, nnx.BatchStat)
     return graph, filled(params), filled(stats)
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from helpers.variables import init_variables
 from urnet_jax import config as config_lib
 from urnet_jax.config import Config
 from urnet_jax.data.batches import train_batches
@@ -57,7 +58,7 @@ class Run:
 
 def train(config: Config, phase: str, variables: Any = None, step: Any = None) -> Run:
     step = step or make_train_step(config, phase, STEPS_PER_EPOCH)
-    params, batch_stats = variables or state.init_variables(config)
+    params, batch_stats = variables or init_variables(config)
     states = [state.begin_phase(params, batch_stats, config, phase, STEPS_PER_EPOCH, step=100)]
     metrics = []
     for batch in batches():

@@ -11,12 +11,11 @@ from hypothesis.extra import numpy as hnp
 from jax.extend.core import jaxprs_in_params
 
 from urnet_jax.nets.architecture import Architecture
+from urnet_jax.nets.contract import GateInputs
 from urnet_jax.nets.cost import (
-    count_macs,
     flops_per_sample,
     gate_overhead,
     macs_per_sample,
-    network_macs,
 )
 from urnet_jax.nets.resnet import ResNet
 
@@ -80,7 +79,7 @@ def xla_chain(size: int, *convs: tuple[int, int, int, int]) -> int:
     ids=lambda value: f"ResNet-{value.depth}" if isinstance(value, Architecture) else str(value),
 )
 def test_published_multiply_adds(arch, published_gmacs):
-    assert network_macs(arch) == pytest.approx(published_gmacs * 1e9, rel=0.01)
+    assert arch.cost.full_macs == pytest.approx(published_gmacs * 1e9, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -90,11 +89,11 @@ def test_published_multiply_adds(arch, published_gmacs):
 def test_flops_of_table_2_of_the_paper(depth, blocks, published_flops):
     arch = imagenet(depth, gated=False)
     assert arch.num_blocks == blocks
-    assert 2 * network_macs(arch) == pytest.approx(published_flops, rel=0.01)
+    assert 2 * arch.cost.full_macs == pytest.approx(published_flops, rel=0.01)
 
 
 def test_identity_bottleneck_of_stage_3():
-    blocks = count_macs(imagenet(101)).block_macs
+    blocks = imagenet(101).cost.unit_macs
     assert np.all(blocks[8:30] == blocks[8])
     # 1024 -> 256 -> 256 -> 1024 channels on 14 x 14 pixels.
     assert blocks[8] == 14 * 14 * (1024 * 256 + 9 * 256 * 256 + 256 * 1024)
@@ -115,30 +114,30 @@ def test_gate_overhead_by_hand_and_without_gates():
 
 
 def test_parts_of_resnet8_by_hand():
-    cost = count_macs(RESNET8)
+    cost = RESNET8.cost
     assert cost.always_macs == RESNET8_ALWAYS
-    assert tuple(cost.block_macs) == RESNET8_BLOCKS
-    assert tuple(cost.gate_macs) == (264, 264, 1040)
+    assert tuple(cost.unit_macs) == RESNET8_BLOCKS
+    assert tuple(cost.unit_gate_macs) == (264, 264, 1040)
 
 
 def test_plain_network_pays_for_no_gates():
-    cost = count_macs(cifar(8, gated=False))
+    cost = cifar(8, gated=False).cost
     assert cost.always_macs == RESNET8_ALWAYS - 1568
-    assert not cost.gate_macs.any()
+    assert not cost.unit_gate_macs.any()
 
 
 def test_only_projection_shortcuts_cost():
     projections = 16 * 32 * 16 * 16 + 32 * 64 * 8 * 8
-    cost = count_macs(RESNET8)
-    assert count_macs(cifar(8, shortcut="pool")).always_macs == cost.always_macs
-    projected = count_macs(cifar(8, shortcut="B"))
+    cost = RESNET8.cost
+    assert cifar(8, shortcut="pool").cost.always_macs == cost.always_macs
+    projected = cifar(8, shortcut="B").cost
     assert projected.always_macs == cost.always_macs + projections
-    np.testing.assert_array_equal(projected.block_macs, cost.block_macs)
+    np.testing.assert_array_equal(projected.unit_macs, cost.unit_macs)
 
 
 def test_gates_shrink_with_reduction_and_never_below_one_unit():
-    assert tuple(count_macs(cifar(8, gate_reduction=16)).gate_macs) == (33, 33, 130)
-    assert tuple(count_macs(cifar(8, gate_reduction=9)).gate_macs) == (33, 33, 195)
+    assert tuple(cifar(8, gate_reduction=16).cost.unit_gate_macs) == (33, 33, 130)
+    assert tuple(cifar(8, gate_reduction=9).cost.unit_gate_macs) == (33, 33, 195)
 
 
 @pytest.mark.parametrize("convert", [np.asarray, jnp.asarray, jax.jit(lambda x: x)])
@@ -161,8 +160,8 @@ def test_cost_of_a_gate_matrix_by_hand(convert):
 def test_all_on_and_all_off(arch):
     on_off = np.repeat([[1.0], [0.0]], arch.num_blocks, axis=1)
     whole, least = macs_per_sample(arch, on_off)
-    assert whole == network_macs(arch)
-    assert least == count_macs(arch).always_macs
+    assert whole == arch.cost.full_macs
+    assert least == arch.cost.always_macs
     traced = jax.jit(lambda gates: macs_per_sample(arch, gates))(jnp.asarray(on_off))
     assert traced.dtype == jnp.float32
     np.testing.assert_allclose(traced, [whole, least], rtol=1e-6)
@@ -193,14 +192,14 @@ def test_gates_of_another_network_are_refused(shape):
 @pytest.mark.parametrize("size", [8, 9, 32])
 def test_basic_blocks_against_xla(size):
     arch = cifar(8, image_size=size, image_channels=1, shortcut="B")
-    cost = count_macs(arch)
+    cost = arch.cost
     half = xla_macs(3, 2, 16, 32, size)[1]
     stem = xla_chain(size, (3, 1, 1, 16))
     projections = xla_chain(size, (1, 2, 16, 32)) + xla_chain(half, (1, 2, 32, 64))
-    assert cost.always_macs - cost.gate_macs.sum() == stem + projections + 64 * 10
-    assert cost.block_macs[0] == xla_chain(size, (3, 1, 16, 16), (3, 1, 16, 16))
-    assert cost.block_macs[1] == xla_chain(size, (3, 2, 16, 32), (3, 1, 32, 32))
-    assert cost.block_macs[2] == xla_chain(half, (3, 2, 32, 64), (3, 1, 64, 64))
+    assert cost.always_macs - cost.gate_macs == stem + projections + 64 * 10
+    assert cost.unit_macs[0] == xla_chain(size, (3, 1, 16, 16), (3, 1, 16, 16))
+    assert cost.unit_macs[1] == xla_chain(size, (3, 2, 16, 32), (3, 1, 32, 32))
+    assert cost.unit_macs[2] == xla_chain(half, (3, 2, 32, 64), (3, 1, 64, 64))
 
 
 @pytest.mark.parametrize(
@@ -208,7 +207,7 @@ def test_basic_blocks_against_xla(size):
 )
 def test_bottlenecks_against_xla(image_size, sides):
     arch = imagenet(50, image_size=image_size)
-    cost = count_macs(arch)
+    cost = arch.cost
     always = xla_chain(image_size, (7, 2, 3, 64)) + 2048 * 1000
     in_channels, block = 64, 0
     for stage, (mid, blocks) in enumerate([(64, 3), (128, 4), (256, 6), (512, 3)]):
@@ -220,9 +219,9 @@ def test_bottlenecks_against_xla(image_size, sides):
         body = xla_chain(
             sides[stage + 1], (1, 1, 4 * mid, mid), (3, 1, mid, mid), (1, 1, mid, 4 * mid)
         )
-        assert cost.block_macs[block : block + blocks].tolist() == [entry] + [body] * (blocks - 1)
+        assert cost.unit_macs[block : block + blocks].tolist() == [entry] + [body] * (blocks - 1)
         in_channels, block = 4 * mid, block + blocks
-    assert cost.always_macs - cost.gate_macs.sum() == always
+    assert cost.always_macs - cost.gate_macs == always
 
 
 def traced_macs(jaxpr) -> int:
@@ -256,22 +255,22 @@ def test_the_network_itself_multiplies_as_often_as_counted(arch):
     graphdef, state = nnx.split(nnx.eval_shape(lambda: ResNet(arch, rngs=nnx.Rngs(0))))
 
     def run(state, images, scale):
-        return nnx.merge(graphdef, state)(images, scale)
+        return nnx.merge(graphdef, state)(images, GateInputs(scale)).prediction
 
     images = jax.ShapeDtypeStruct(
         (1, arch.image_size, arch.image_size, arch.image_channels), jnp.float32
     )
     traced = jax.make_jaxpr(run)(state, images, jax.ShapeDtypeStruct((1,), jnp.float32))
-    assert traced_macs(traced.jaxpr) == network_macs(arch)
+    assert traced_macs(traced.jaxpr) == arch.cost.full_macs
 
 
 def test_external_gates_by_hand():
     """A ResNet-8 to 32 hidden units, S to them, and from those to a logit for each of 9 blocks."""
     arch = Architecture("cifar", 20, 10, image_size=32, gate_network="external")
-    cost, plain = count_macs(arch), count_macs(cifar(20, gated=False))
-    beside = network_macs(cifar(8, gated=False)) - 64 * 10 + 64 * 32
+    cost, plain = arch.cost, cifar(20, gated=False).cost
+    beside = cifar(8, gated=False).cost.full_macs - 64 * 10 + 64 * 32
     assert cost.external_macs == beside + 32 + 32 * 9
     assert cost.always_macs == plain.always_macs + cost.external_macs
-    assert not cost.gate_macs.any()
-    np.testing.assert_array_equal(cost.block_macs, plain.block_macs)
-    assert gate_overhead(arch) == cost.external_macs / network_macs(cifar(20, gated=False))
+    assert not cost.unit_gate_macs.any()
+    np.testing.assert_array_equal(cost.unit_macs, plain.unit_macs)
+    assert gate_overhead(arch) == cost.external_macs / cifar(20, gated=False).cost.full_macs

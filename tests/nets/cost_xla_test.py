@@ -19,8 +19,9 @@ import pytest
 from flax import nnx
 
 from urnet_jax.nets.architecture import IMAGENET_BLOCKS, Architecture, Shortcut, StageSpec
-from urnet_jax.nets.blocks import GateInputs, Stage
-from urnet_jax.nets.cost import network_macs
+from urnet_jax.nets.blocks import Stage
+from urnet_jax.nets.contract import GateInputs
+from urnet_jax.nets.mode import Build, Mode
 
 # Counts that are right agree to a few FLOPs; within 2 % a stage could lose its gates (2e-6 of it at
 # the least) or a CIFAR projection (1 %) unseen.
@@ -57,9 +58,9 @@ class FirstStages(Architecture):
 
 
 def analytic_flops(arch: Architecture) -> list[int]:
-    """Per stage, what `flops.py` counts in it: blocks, projection and gates."""
+    """Per stage, what the architecture counts in it: blocks, projection and gates."""
     fields = dataclasses.asdict(arch)
-    macs = [network_macs(FirstStages(**fields, num_stages=n)) for n in range(len(arch.stages) + 1)]
+    macs = [FirstStages(**fields, num_stages=n).cost.full_macs for n in range(len(arch.stages) + 1)]
     return [2 * int(step) for step in np.diff(macs)]
 
 
@@ -91,9 +92,7 @@ def corrected_flops(
     arch = Architecture(
         "cifar", 8, 10, 32, shortcut=shortcut, gated=gated, gate_reduction=gate_reduction
     )
-    stage = nnx.eval_shape(
-        lambda: Stage(arch, spec, dtype=jnp.dtype("float32"), gate_bias=0.5, rngs=nnx.Rngs(0))
-    )
+    stage = nnx.eval_shape(lambda: Stage(arch, spec, Build(), rngs=nnx.Rngs(0)))
     whole = compiled_flops(stage, spec, size, gated)
     for _, module in nnx.iter_modules(stage):
         if isinstance(module, nnx.Conv):
@@ -110,12 +109,10 @@ def compiled_flops(stage: Stage, spec: StageSpec, size: int, gated: bool) -> flo
     def run(state: Any, x: jax.Array, scale: jax.Array, ones: jax.Array) -> Any:
         # What is counted is the same for any gates, since `dense` runs every block.
         return nnx.merge(graphdef, state)(
-            x, None, scale,
-            GateInputs(jnp.zeros(ones.shape, bool), None, None if gated else ones, None),
-            train=False, straight_through=False, unroll=True, execution="dense",
-        )  # fmt: skip
+            x, None, GateInputs(scale, given=None if gated else ones), Mode(unroll=True)
+        )
 
-    shapes = (1, size, size, spec.in_channels), (1,), (spec.num_blocks, 1)
+    shapes = (1, size, size, spec.in_channels), (1,), (1, spec.num_blocks)
     arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     options: Any = {
         # Fusion would repeat elementwise work in everything that reads it, in one of the two
@@ -185,7 +182,7 @@ def test_stages_against_xla(arch):
 def test_stages_stem_and_head_are_the_whole_count():
     arch = Architecture("imagenet", 50, 1000, 224, width=64, shortcut="B", gate_reduction=16)
     stem_and_head = 2 * (7 * 7 * 3 * 64 * 112 * 112 + 2048 * 1000)
-    assert sum(analytic_flops(arch)) + stem_and_head == 2 * network_macs(arch)
+    assert sum(analytic_flops(arch)) + stem_and_head == 2 * arch.cost.full_macs
 
 
 def test_blocks_add_up_to_the_whole_stage():

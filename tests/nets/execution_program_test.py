@@ -21,10 +21,11 @@ from helpers.execution_networks import (
     run,
     traces,
 )
+from helpers.variables import apply
 from urnet_jax.nets import execution
-from urnet_jax.nets.architecture import EXECUTIONS, Architecture, Execution
+from urnet_jax.nets.architecture import Architecture
+from urnet_jax.nets.mode import EXECUTIONS, Execution, Mode
 from urnet_jax.nets.resnet import ResNet
-from urnet_jax.train import state
 
 
 @each_execution
@@ -84,9 +85,10 @@ def test_the_smallest_capacity_that_holds_a_count_is_close(batch: int, data: st.
     ],
 )
 def test_auto(platform: str, batch: int, expected: str):
-    assert execution.choose("auto", batch, platform) == expected
+    assert execution.choose(Mode(execution="auto"), batch, platform).execution == expected
     for how in get_args(Execution)[1:]:
-        assert execution.choose(how, batch, platform) == how
+        mode = Mode(execution=how)
+        assert execution.choose(mode, batch, platform) == mode
 
 
 def lowered(arch: Architecture, how: Execution, batch: int) -> str:
@@ -97,7 +99,7 @@ def lowered(arch: Architecture, how: Execution, batch: int) -> str:
     )]  # fmt: skip
 
     def run(params: Any, stats: Any, images: Any, scale: Any) -> Any:
-        return state.apply(graph, params, stats, images, scale, execution=how)[:2]
+        return apply(graph, params, stats, images, scale, execution=how)[:2]
 
     trees = nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
     return jax.jit(run).lower(*trees, *shapes).as_text()
@@ -105,7 +107,7 @@ def lowered(arch: Architecture, how: Execution, batch: int) -> str:
 
 @pytest.mark.parametrize("batch", [1, 4])
 def test_auto_is_the_program_that_it_stands_for(batch: int):
-    expected = execution.choose("auto", batch)
+    expected = execution.choose(Mode(execution="auto"), batch).execution
     assert lowered(ARCHS["A"], "auto", batch) == lowered(ARCHS["A"], expected, batch)
 
 
@@ -128,7 +130,7 @@ def test_pieces_leave_all_convolutions_but_the_stem_in_their_loops():
 
     def forward(params: Any, stats: Any, images: Any) -> Any:
         inputs = images, jnp.zeros(batch)
-        return state.apply(graph, params, stats, *inputs, gates=gates, execution="pieces")[0]
+        return apply(graph, params, stats, *inputs, gates=gates, execution="pieces")[0]
 
     images = jnp.zeros((batch, 9, 9, 3))
     text = str(jax.jit(forward).lower(params, stats, images).compile().as_text())
@@ -141,7 +143,7 @@ def test_an_unknown_execution_is_an_error_that_names_the_known_ones():
     message = f"execution is 'sparse'; expected one of {', '.join(EXECUTIONS)}"
     unknown: Any = "sparse"
     with pytest.raises(ValueError, match=message):
-        execution.choose(unknown, 8)
+        Mode(execution=unknown)
     with pytest.raises(ValueError, match=message):
         lowered(ARCHS["A"], unknown, 8)
 

@@ -16,13 +16,14 @@ SCRIPT = """
 import json, sys
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+
 from urnet_jax import config as config_lib
-from urnet_jax.train import state
+from urnet_jax.nets import network
 from urnet_jax.evaluate.step import make_eval_step
 
 config = config_lib.load("digits")
 config.model.update({"depth": 8, "width": 4, "gate_bias": 0.0})
-params, stats = state.init_variables(config)
+params, stats = network.init_variables(*config_lib.network(config), config.seed)
 for n in (1, 2, 3):  # gates that open for S of about 0.5 or more
     gate = params[f"stage{n}"]["entry"]["gate"]
     channels, hidden = gate["fc1"]["kernel"].shape[0] // 2, gate["fc2"]["kernel"].shape[0]
@@ -44,7 +45,7 @@ found = program(*placed)
 alone = make_eval_step(config, execution="dense")(params, stats, *batch)
 
 config.update_from_flattened_dict({"model.gated": False, "gate.random_drop": "test"})
-plain, plain_stats = state.init_variables(config)
+plain, plain_stats = network.init_variables(*config_lib.network(config), config.seed)
 dropped = [make_eval_step(config, execution=sys.argv[1], mesh=on)(*arguments)["gates"]
            for on, arguments in ((mesh, (*jax.device_put((plain, plain_stats), same), *placed[2:])),
                                  (None, (plain, plain_stats, *batch)))]

@@ -19,9 +19,10 @@ from helpers.execution_networks import (
     run,
 )
 from urnet_jax.nets import execution
-from urnet_jax.nets.architecture import Execution
-from urnet_jax.nets.blocks import Block, GateInputs
+from urnet_jax.nets.blocks import Block, run_gated
+from urnet_jax.nets.contract import GateInputs
 from urnet_jax.nets.gates import pool
+from urnet_jax.nets.mode import Build, Execution, Mode
 
 
 def with_block(params: Any, stage: str, block: int, change: Any) -> Any:
@@ -84,8 +85,9 @@ def test_samples_that_skip_a_block_never_enter_it(
 @pytest.mark.parametrize("entry", [True, False])
 def test_the_means_that_are_carried_are_those_of_the_features(how: Any, entry: bool):
     arch, batch = ARCHS["pool"], 8
-    settings: Any = {"entry": entry, "dtype": jnp.dtype("float32"), "gate_bias": 0.0}
-    abstract = nnx.eval_shape(lambda: Block(arch, arch.stages[1], **settings, rngs=nnx.Rngs(0)))
+    abstract = nnx.eval_shape(
+        lambda: Block(arch, arch.stages[1], Build(), entry=entry, rngs=nnx.Rngs(0))
+    )
     graph = nnx.split(abstract)[0]
     variables = [tree["stage2"]["entry" if entry else "body"] for tree in network("pool")[1:]]
     if not entry:
@@ -93,16 +95,14 @@ def test_the_means_that_are_carried_are_those_of_the_features(how: Any, entry: b
     rng = np.random.default_rng(0)
     x = nnx.relu(jnp.asarray(rng.normal(size=(batch, 8, 8, 4 if entry else 8)), jnp.float32))
 
-    def both(variables: Any, x: jax.Array, gate: jax.Array) -> Any:
+    def both(variables: Any, x: jax.Array, gates: jax.Array) -> Any:
         block = nnx.merge(graph, *map(nnx.State, variables))
-        given = GateInputs(gate > 0, None, gate, None)
-        settings: Any = {"train": False, "straight_through": False, "execution": "dense"}
-        dense = block(x, None, gate, given, **settings)[0]
-        return dense, execution.run_block(block, x, pool(x), gate, how)
+        dense, _, _ = run_gated(block, x, None, GateInputs(gates[:, 0], given=gates), Mode())
+        return dense, execution.run_unit(block, x, pool(x), gates, how)
 
     jitted = jax.jit(both, compiler_options=QUICK)
     for count in (0, 1, 5, batch):
-        gate = gates_of([count], batch, rng)[:, 0]
-        expected, (features, means) = jitted(variables, x, gate)
+        gates = gates_of([count], batch, rng)
+        expected, (features, means) = jitted(variables, x, gates)
         assert_same(np.asarray(features), np.asarray(expected))
         assert_same(np.asarray(means), np.asarray(pool(expected)), 1e-6)

@@ -22,9 +22,9 @@ from helpers.execution_networks import (
     network,
     run,
 )
+from helpers.variables import apply
 from urnet_jax.evaluate import files
-from urnet_jax.nets.architecture import Execution
-from urnet_jax.train import state
+from urnet_jax.nets.mode import Execution
 
 examples = settings(max_examples=12, deadline=None, derandomize=True)
 seeds = st.integers(0, 2**32 - 1)
@@ -118,8 +118,8 @@ def test_bfloat16(how: Execution):
 @pytest.mark.parametrize("how", SPARSE)
 def test_training_is_dense(how: Execution):
     graph, params, stats = network("A")
-    with pytest.raises(ValueError, match="in training, which needs 'dense'"):
-        state.apply(
+    with pytest.raises(ValueError, match="set it to 'dense'"):
+        apply(
             graph, params, stats, jnp.zeros((2, 9, 9, 3)), jnp.ones(2), train=True, execution=how
         )  # fmt: skip
 
@@ -149,10 +149,10 @@ def test_random_drop_and_block_attention(how: Execution, name: str):
     kept = jnp.asarray(gates_of([5] * ARCHS[name].num_blocks, batch, rng))
 
     def run_as(execution: Execution, gates: Any) -> Any:
-        use_sigmoid = jnp.ones(kept.shape, bool)
-        return state.apply(
+        sigmoid = jnp.ones(kept.shape, bool)
+        return apply(
             graph, params, stats, jnp.asarray(images), scale,
-            kept=kept, use_sigmoid=use_sigmoid, gates=gates, execution=execution,
+            kept=kept, sigmoid=sigmoid, gates=gates, execution=execution,
         )[:2]  # fmt: skip
 
     jitted = jax.jit(run_as, static_argnums=0, compiler_options=QUICK)

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from urnet_jax.nets.gates import ConditionalGate, activate, draw_kept, draw_noise, draw_sigmoid
+from urnet_jax.nets.gates import (
+    ConditionalGate,
+    activate,
+    draw_kept,
+    draw_noise,
+    draw_sigmoid,
+    pool,
+)
 
 LOGITS = jnp.array([-30.0, -1.0, -1e-6, -0.0, 0.0, 1e-6, 2.0, 30.0])
 BATCH, BLOCKS = 2000, 5
@@ -148,7 +155,7 @@ def test_the_gate_against_numpy(dtype):
     pooled = np.asarray(features, np.float64).mean(axis=(1, 2))
     asked = np.repeat(scale[:, None], 6, axis=1)
     hidden = np.maximum(np.concatenate([pooled, asked], axis=1) @ w1 + b1, 0)
-    logits = gate(features, jnp.asarray(scale, jnp.float32))
+    logits = gate(pool(features), jnp.asarray(scale, jnp.float32))
     assert logits.dtype == jnp.float32
-    np.testing.assert_allclose(logits, (hidden @ w2 + b2)[:, 0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(logits, hidden @ w2 + b2, rtol=1e-5, atol=1e-6)
     assert 0 < np.mean(hidden > 0) < 1

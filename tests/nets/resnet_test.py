@@ -11,11 +11,12 @@ import pytest
 from flax import nnx, traverse_util
 
 from helpers.resnet_reference import ARCHS, BATCH, Reference, inputs, network, numpy_pad, unstack
+from helpers.variables import apply
 from urnet_jax.nets.architecture import Architecture, StageSpec
 from urnet_jax.nets.blocks import Block
 from urnet_jax.nets.gates import draw_sigmoid
+from urnet_jax.nets.mode import Build, Mode
 from urnet_jax.nets.resnet import ResNet
-from urnet_jax.train import state
 
 each_shortcut = pytest.mark.parametrize("name", ["A", "pool", "B", "bottleneck"])
 each_mode = pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
@@ -33,23 +34,19 @@ def without_gates(arch: Architecture) -> tuple[Any, Any, Any]:
 
 @functools.cache
 def compiled(arch: Architecture, dtype: str = "float32", **settings: Any) -> Any:
-    """f(images, scale, use_sigmoid, gates) -> logits, gates, batch_stats."""
+    """f(images, scale, sigmoid, gates) -> logits, gates, batch_stats."""
     graph, params, stats = network(arch, dtype)
 
-    def run(params, stats, images, scale, use_sigmoid, gates):
-        return state.apply(
-            graph, params, stats, images, scale, use_sigmoid=use_sigmoid, gates=gates, **settings
-        )
+    def run(params, stats, images, scale, sigmoid, gates):
+        return apply(graph, params, stats, images, scale, sigmoid=sigmoid, gates=gates, **settings)
 
     jitted = jax.jit(run)
 
-    def call(
-        images: Any = None, scale: Any = None, use_sigmoid: Any = None, gates: Any = None
-    ) -> Any:
+    def call(images: Any = None, scale: Any = None, sigmoid: Any = None, gates: Any = None) -> Any:
         default_images, default_scale = inputs(arch)
         images = default_images if images is None else images
         scale = default_scale if scale is None else scale
-        return jitted(params, stats, images, scale, use_sigmoid, gates)
+        return jitted(params, stats, images, scale, sigmoid, gates)
 
     return call
 
@@ -71,7 +68,7 @@ def numpy_pool(x: np.ndarray) -> np.ndarray:
 def eager(variables: tuple, images: Any, scale: Any, gates: Any, train: bool) -> Any:
     """One operation at a time: a compiler may not fuse what must agree to the last bit."""
     graph, params, stats = variables
-    return state.apply(graph, params, stats, images, scale, gates=gates, train=train)
+    return apply(graph, params, stats, images, scale, gates=gates, train=train)
 
 
 @each_mode
@@ -123,13 +120,10 @@ def test_shortcuts_against_numpy(size: int, channels: int):
     for name, pick in cases:
         arch = Architecture("cifar", 8, 5, image_size=8, shortcut=name, gated=False)
         spec = StageSpec("basic", 1, channels, 9, 9, stride=2)
-        dtype = jnp.dtype("float32")
         block = nnx.eval_shape(  # a shortcut without weights needs no values
-            lambda arch=arch, spec=spec, dtype=dtype: Block(
-                arch, spec, entry=True, dtype=dtype, gate_bias=0.0, rngs=nnx.Rngs(0)
-            )
+            lambda arch=arch, spec=spec: Block(arch, spec, Build(), entry=True, rngs=nnx.Rngs(0))
         )
-        result = block.shortcut_path(jnp.asarray(x), train=False)
+        result = block.shortcut(jnp.asarray(x), Mode())
         np.testing.assert_allclose(result, numpy_pad(pick(x), 9), rtol=1e-5, atol=1e-6)
 
 
@@ -147,7 +141,7 @@ def test_hard_gates_are_the_sign_of_their_logits():
 def test_drawn_gates_are_sigmoids_of_their_logits(p: float, draw: Any):
     arch, key = ARCHS["B"], jax.random.key(5)
     drawn = np.asarray(draw_sigmoid(key, p, draw, BATCH, arch.num_blocks))
-    logits, gates, _ = compiled(arch)(use_sigmoid=drawn)
+    logits, gates, _ = compiled(arch)(sigmoid=drawn)
     assert drawn.all() if p == 1 else 0 < drawn.mean() < 1
     expected, expected_gates = Reference(arch)(*inputs(arch), gates="own", sigmoid=drawn)
     np.testing.assert_allclose(gates, expected_gates, rtol=1e-4, atol=1e-5)
@@ -193,7 +187,7 @@ def test_bfloat16_keeps_parameters_statistics_and_logits_in_float32():
     logits, gates, stats = run(gates=gates)
     assert logits.dtype == gates.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(stats)} == {jnp.dtype("float32")}
-    abstract = nnx.eval_shape(lambda: ResNet(arch, dtype="bfloat16", rngs=nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: ResNet(arch, Build("bfloat16"), rngs=nnx.Rngs(0)))
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(abstract))} == {jnp.dtype("float32")}
     assert 0 < np.abs(logits - exact).max() < 0.05 * np.abs(exact).max()
     for a, b in zip(jax.tree.leaves(stats), jax.tree.leaves(exact_stats), strict=True):

@@ -11,15 +11,17 @@ import pytest
 from flax import nnx
 
 from helpers.resnet_reference import ARCHS, BATCH, filled, inputs, network, unstack
+from helpers.variables import apply, split_gates
 from urnet_jax.nets.architecture import Architecture, StageSpec
-from urnet_jax.nets.blocks import GateInputs, Stage
-from urnet_jax.train import optimizer, state
-from urnet_jax.train.losses import cross_entropy
+from urnet_jax.nets.blocks import Stage
+from urnet_jax.nets.contract import GateInputs
+from urnet_jax.nets.mode import Build, Mode
+from urnet_jax.nets.tasks import Classification
+from urnet_jax.train.state import join
 
 
 def new_stage(arch: Architecture, spec: StageSpec, gate_bias: float = 0.0) -> Stage:
-    dtype = jnp.dtype("float32")
-    return Stage(arch, spec, dtype=dtype, gate_bias=gate_bias, rngs=nnx.Rngs(0))
+    return Stage(arch, spec, Build(gate_bias=gate_bias), rngs=nnx.Rngs(0))
 
 
 def test_a_loop_has_the_gradient_of_the_unrolled_blocks():
@@ -32,10 +34,8 @@ def test_a_loop_has_the_gradient_of_the_unrolled_blocks():
 
     def loss(params: Any, unroll: bool) -> jax.Array:
         stage = nnx.merge(graph, nnx.State(params), nnx.State(stats))
-        always = jnp.ones((3, BATCH), bool)
-        settings: Any = {"train": True, "unroll": unroll, "execution": "dense"}
-        given = GateInputs(always, None, None, None)
-        y, _, (gates, _) = stage(x, None, scale, given, straight_through=False, **settings)
+        drawn = GateInputs(scale, sigmoid=jnp.ones((BATCH, 3), bool))
+        y, _, (gates, _) = stage(x, None, drawn, Mode(batch_norm="batch", unroll=unroll))
         return jnp.sum(jnp.cos(jnp.arange(y.size)).reshape(y.shape) * y) + jnp.sum(gates)
 
     grad = jax.jit(jax.grad(loss), static_argnums=1)
@@ -46,19 +46,17 @@ def test_a_loop_has_the_gradient_of_the_unrolled_blocks():
         assert 0 < np.abs(expected).max() and error <= 1e-4 * np.abs(expected).max(), path
 
 
-def test_the_cross_entropy_reaches_every_gate_through_its_sigmoid():
+def test_the_task_loss_reaches_every_gate_through_its_sigmoid():
     arch = ARCHS["B"]
     graph, params, stats = network(arch)
-    gates, backbone = optimizer.split_trained(params, "gates")
+    gates, backbone = split_gates(params)
 
     @jax.jit
     @jax.grad
     def gradient(gates: Any) -> jax.Array:
-        logits, _, _ = state.apply(
-            graph, optimizer.join(gates, backbone), stats, *inputs(arch),
-            use_sigmoid=jnp.ones((BATCH, arch.num_blocks), bool),
-        )  # fmt: skip
-        return cross_entropy(logits, jnp.arange(BATCH) % 5).mean()
+        always = jnp.ones((BATCH, arch.num_blocks), bool)
+        logits, _, _ = apply(graph, join(gates, backbone), stats, *inputs(arch), sigmoid=always)
+        return Classification().loss(logits, jnp.arange(BATCH) % 5).mean()
 
     biases = {
         path: float(value[0])

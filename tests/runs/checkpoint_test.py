@@ -2,16 +2,20 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
+import os
+import pathlib
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 import pytest
 
 from urnet_jax.errors import UserError
 from urnet_jax.runs import checkpoint, checksums, writers
 from urnet_jax.runs.checkpoint import Checkpointer
 from urnet_jax.runs.load import load_network
+from urnet_jax.runs.meta import Meta
 from urnet_jax.train import loop, state
 
 
@@ -69,26 +73,67 @@ def test_meta_tells_of_the_run(finished, tiny):
     assert meta.config == tiny()
 
 
-def test_what_is_restored_is_what_evaluation_loads(finished):
-    meta, params, batch_stats = load_network(finished)
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = state.abstract_state(meta.config, meta.phase, meta.steps_per_epoch, here)
-    checkpointer = Checkpointer(finished)
-    restored = checkpointer.restore_state(meta.step, abstract)
-    checkpointer.close()
-    assert (int(restored.step), int(restored.phase_step)) == (29, 11)
-    kernel = params["conv1"]["kernel"]
-    assert (kernel == restored.params["conv1"]["kernel"]).all()
-    assert (batch_stats["bn1"]["mean"] == restored.batch_stats["bn1"]["mean"]).all()
+def save(workdir: pathlib.Path, config: Any, *steps: int, keep: int, keep_best: int) -> None:
+    """Checkpoints of one number, none of them evaluated."""
+    state = {"weight": jnp.ones(3)}
+    with contextlib.closing(Checkpointer(workdir, keep=keep, keep_best=keep_best)) as checkpointer:
+        for step in steps:
+            checkpointer.save(state, Meta(step, "joint", step, 99, 2.5, config))
 
 
-def test_a_checkpoint_opens_on_another_device(workdir, newest):
-    (newest / "checksums.json").unlink()
-    record = newest / "state" / "_sharding"  # where Orbax notes the devices of every array
-    here, elsewhere = r"{\"id\": 0}", r"{\"id\": 2048}"
-    assert here in record.read_text()
-    record.write_text(record.read_text().replace(here, elsewhere))
-    assert load_network(workdir)[0].step == 29
+def test_a_score_that_comes_later_is_kept_in_the_checkpoint(tiny, tmp_path):
+    save(tmp_path, tiny(), 1, 2, 3, keep=3, keep_best=1)
+    (tmp_path / "checkpoints" / "3" / "checksums.json").unlink()
+    with contextlib.closing(Checkpointer(tmp_path, keep=3, keep_best=1)) as checkpointer:
+        for step, top1 in ((1, 12.5), (2, 50.0), (3, 25.0)):
+            checkpointer.add_score(step, top1)
+    for step, top1 in ((1, 12.5), (2, 50.0), (3, 25.0)):
+        checkpoint.check_files(tmp_path, step)
+        expected = Meta(step, "joint", step, 99, 2.5, tiny(), top1)
+        assert checkpoint.read_meta(tmp_path, step) == expected
+    # The next save keeps the newest, and of the others the best.
+    save(tmp_path, tiny(), 4, keep=1, keep_best=1)
+    assert checkpoint.steps(tmp_path) == [2, 4]
+
+
+def test_a_score_counts_for_the_checkpointer_that_it_was_given_to(tiny, tmp_path):
+    save(tmp_path, tiny(), 1, 2, keep=2, keep_best=1)
+    with contextlib.closing(Checkpointer(tmp_path, keep=1, keep_best=1)) as checkpointer:
+        checkpointer.add_score(1, 50.0)
+        checkpointer.save({"weight": jnp.ones(3)}, Meta(3, "joint", 3, 99, 2.5, tiny()))
+    assert checkpoint.steps(tmp_path) == [1, 3]
+
+
+@pytest.mark.parametrize("writes", [0, 1, 2])
+def test_a_checkpoint_is_whole_wherever_a_score_is_cut_short(writes, tiny, tmp_path, monkeypatch):
+    save(tmp_path, tiny(), 1, keep=1, keep_best=0)
+    fsync, done = os.fsync, []
+
+    def full(descriptor: int) -> None:
+        if len(done) == writes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        done.append(fsync(descriptor))
+
+    with contextlib.closing(Checkpointer(tmp_path, keep=1)) as checkpointer:
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(UserError, match=r"meta/metadata cannot be written \(No space left"):
+            checkpointer.add_score(1, 50.0)
+        monkeypatch.undo()
+        checkpoint.check_files(tmp_path, 1)
+        top1_percent = checkpoint.read_meta(tmp_path, 1).top1_percent
+        assert top1_percent == (50.0 if writes == 2 else None)
+        checkpointer.add_score(1, 25.0)
+    checkpoint.check_files(tmp_path, 1)
+    sums = json.loads((tmp_path / "checkpoints" / "1" / "checksums.json").read_text())
+    assert "meta/metadata" in sums
+    assert checkpoint.read_meta(tmp_path, 1).top1_percent == 25.0
+
+
+def test_what_is_not_there_gets_no_score(tiny, tmp_path):
+    save(tmp_path, tiny(), 1, keep=1, keep_best=0)
+    with contextlib.closing(Checkpointer(tmp_path, keep=1)) as checkpointer:
+        with pytest.raises(UserError, match="checkpoints/2 cannot be read"):
+            checkpointer.add_score(2, 50.0)
 
 
 def test_a_checkpoint_counts_only_once_its_checksums_are_written(workdir, newest, monkeypatch):

@@ -64,7 +64,8 @@ def test_every_tensor_is_accounted_for():
         ({n: t for n, t in whole.items() if "linear" not in n}, "it lacks fc.bias, fc.weight"),
         (
             {n: t for n, t in whole.items() if not n.endswith(("running_mean", "running_var"))},
-            "layer3.0.bn1.running_var and 6 more;",
+            "it lacks bn1.running_mean, bn1.running_var, layer1.0.bn1.running_mean, "
+            "layer1.0.bn1.running_var, layer1.0.bn2.running_mean and 21 more; name",
         ),
         (
             few | extra,
@@ -116,13 +117,32 @@ def test_shapes_and_numbers_are_those_of_the_network():
         pretrained.check(whole | {"module.fc.bias": np.ones(10)}, PLAIN, "x.th")
 
 
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_numbers_that_are_not_finite_are_refused(number, dtype):
+    whole = {name: tensor.astype(dtype) for name, tensor in exported(GATED).items()}
+    whole["layer3.1.gate.fc2.bias"][0] = number
+    whole["layer2.0.conv2.weight"][0, 0, 0, 0] = number
+    with pytest.raises(UserError) as error:
+        pretrained.import_state_dict(whole, GATED, *variables(GATED), source="x.th")
+    assert str(error.value) == (
+        f"x.th holds NaN or infinite numbers in 2 of {len(whole)} tensors, the first of them "
+        "layer2.0.conv2.weight: name a checkpoint from before training diverged."
+    )
+
+
 def test_other_kinds_of_network_are_named():
     imagenet, whole = exported(ARCHS["basic"]), exported(PLAIN)
     small_stem = imagenet | {"conv1.weight": np.ones((4, 3, 3, 3), np.float32)}
     short = {name: tensor for name, tensor in whole.items() if "layer3.1" not in name}
     for tensors, words in [
-        ({}, "holds no ResNet by the names of torchvision, timm or the CIFAR ResNets"),
-        ({"features.0.weight": np.ones(1)}, "and so on, and it holds features.0.weight."),
+        ({}, "x.th holds no tensors; name a file of weights."),
+        ({"features.0.weight": np.ones(1)}, "holds no ResNet by the names of torchvision, timm or"),
+        (
+            {f"features.{k}.weight": np.ones(1) for k in (3, 5, 0, 9, 7, 1, 8)},
+            "and so on, and it holds features.0.weight, features.1.weight, features.3.weight, "
+            "features.5.weight, features.7.weight and 2 more; name another file.",
+        ),
         (whole | {"conv1.weight": np.ones(3)}, "holds no ResNet by the names"),
         (small_stem, "holds 2, 2, 2, 2 basic blocks behind a convolution of 3 x 3, which is neith"),
         (short, "holds 2, 2, 1 basic blocks behind a convolution of 3 x 3, which is neither"),

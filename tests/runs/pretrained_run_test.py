@@ -10,11 +10,12 @@ import pytest
 import safetensors.numpy
 
 from helpers.pretrained_networks import assert_identical, exported, variables, without_gates
+from helpers.variables import init_variables, split_gates
 from urnet_jax import config as config_lib
 from urnet_jax.errors import UserError
 from urnet_jax.runs import pretrained
 from urnet_jax.runs.load import load_network
-from urnet_jax.train import loop, optimizer, state
+from urnet_jax.train import loop
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -79,11 +80,11 @@ def test_a_run_begins_from_what_another_exported(finished, start, tiny_flags, tm
     assert "It begins with the weights of plain.safetensors." in printed
     meta, begun, stats = load_network(tmp_path / "run")
     assert (meta.phase, meta.step, meta.config.init["from"]) == ("gates", 7, "plain.safetensors")
-    gates, backbone = optimizer.split_trained(begun, "gates")
-    assert_identical(backbone, optimizer.split_trained(params, "gates")[1])
+    gates, backbone = split_gates(begun)
+    assert_identical(backbone, split_gates(params)[1])
     assert_identical(stats, batch_stats)
-    own = state.init_variables(meta.config)[0]
-    assert_identical(gates, optimizer.split_trained(own, "gates")[0])
+    own = init_variables(meta.config)[0]
+    assert_identical(gates, split_gates(own)[0])
 
     # A run that has begun goes on without the file.
     (tmp_path / "plain.safetensors").unlink()

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from helpers.pretrained_networks import ARCHS, assert_identical, exported, variables, without_gates
+from helpers.variables import split_gates
 from urnet_jax.nets.architecture import Architecture
 from urnet_jax.runs import pretrained
-from urnet_jax.train import optimizer
 
 
 @pytest.mark.parametrize("name", ARCHS)
@@ -90,12 +90,10 @@ def test_a_gated_network_takes_plain_weights_and_keeps_its_gates(name):
     imported, stats = pretrained.import_state_dict(
         without_gates(exported(arch)), arch, own, own_stats
     )
-    gates, backbone = optimizer.split_trained(imported, "gates")
-    assert_identical(gates, optimizer.split_trained(own, "gates")[0])
-    assert_identical(backbone, optimizer.split_trained(params, "gates")[1])
-    theirs, of_gates = (optimizer.split_trained(stats, "gates")[n] for n in (1, 0))
-    assert_identical(theirs, optimizer.split_trained(batch_stats, "gates")[1])
-    jax.tree.map(
-        np.testing.assert_array_equal, of_gates, optimizer.split_trained(own_stats, "gates")[0]
-    )
+    gates, backbone = split_gates(imported)
+    assert_identical(gates, split_gates(own)[0])
+    assert_identical(backbone, split_gates(params)[1])
+    theirs, of_gates = (split_gates(stats)[n] for n in (1, 0))
+    assert_identical(theirs, split_gates(batch_stats)[1])
+    jax.tree.map(np.testing.assert_array_equal, of_gates, split_gates(own_stats)[0])
     assert_identical((own, own_stats), variables(arch, seed=1))

@@ -10,12 +10,13 @@ import pytest
 from flax import nnx
 
 from helpers.pretrained_networks import ARCHS, variables
+from helpers.variables import apply
 from urnet_jax import config as config_lib
 from urnet_jax.data import augment
 from urnet_jax.nets.architecture import Architecture, StageSpec
 from urnet_jax.nets.resnet import ResNet
 from urnet_jax.runs import pretrained
-from urnet_jax.train import resume, state
+from urnet_jax.train import resume
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 WEIGHTS = ROOT.parent / "shared" / "weights" / "cifar10_resnet"
@@ -32,7 +33,7 @@ PUBLISHED = {
 def logits(arch: Architecture, params: Any, batch_stats: Any, images: np.ndarray) -> np.ndarray:
     """Of the plain network, [B, K]."""
     graph, *_ = nnx.split(nnx.eval_shape(lambda: ResNet(arch, rngs=nnx.Rngs(0))))
-    run = jax.jit(lambda x: state.apply(graph, params, batch_stats, x, jnp.ones(len(x)))[0])
+    run = jax.jit(lambda x: apply(graph, params, batch_stats, x, jnp.ones(len(x)))[0])
     return np.concatenate([run(part) for part in np.array_split(images, -(-len(images) // 339))])
 
 

@@ -6,13 +6,14 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from urnet_jax import config as config_lib
 from urnet_jax.errors import UserError
 from urnet_jax.phases import PHASES
 from urnet_jax.train import aot
-from urnet_jax.xla import compiled, sharding
+from urnet_jax.xla import compiled, program, sharding
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
@@ -38,7 +39,7 @@ def run(*arguments):
 def test_a_training_step_computes_what_the_architecture_says(phase, kind):
     field = "model.gate_network" if kind == "external" else "model.scan"
     config = small(**{field: kind})
-    step = compiled.compile_train(config, sharding.make_mesh(), phase)
+    step = aot.compile_train(config, sharding.make_mesh(), phase)
     assert step.macs == pytest.approx(step.analytic_macs, rel=0.01)
     assert step.arguments_bytes > 0 and step.temporaries_bytes > 0
     assert step.collectives == {}
@@ -47,7 +48,7 @@ def test_a_training_step_computes_what_the_architecture_says(phase, kind):
 @pytest.mark.slow
 def test_parts_of_a_batch_take_less_memory_and_as_many_flops():
     whole, parts = (
-        compiled.compile_train(
+        aot.compile_train(
             small(**{"data.batch_size": 64, "accumulate_steps": n, "model.scan": "loop"}),
             sharding.make_mesh(),
         )
@@ -104,12 +105,32 @@ def test_a_tpu_slice():
 def test_the_largest_batch_for_a_tpu_slice():
     pytest.importorskip("libtpu")
     compiled.without_tpu()
-    mesh = compiled.make_mesh("v5e:2x2")
+    mesh = compiled.topology_mesh("v5e:2x2")
     with pytest.raises(UserError, match="--topology is 'v5e:3x3', which the TPU compiler"):
-        compiled.make_mesh("v5e:3x3")
+        compiled.topology_mesh("v5e:3x3")
     config = small(**{"model.depth": 8, "data.image_size": 224, "data.batch_size": 4 * 400})
     tried = []
     found = aot.largest_batch(config, mesh, "pretrain", lambda *told: tried.append(told))
     assert config.data.batch_size == 4 * 400
     assert found > 0 and found % 4 == 0
     assert (found, True) in tried and (found + 4, False) in tried
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="it is XLA:CPU that has naive loops")
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        # Bodies of one block, which XLA:CPU must not see in a loop.
+        ("cifar10_resnet20", {"model.depth": 14}),
+        # Likewise, and its last maps, 2x2, are smaller than the kernels.
+        ("imagenet_resnet101", {"model.depth": 18, "data.image_size": 64}),
+    ],
+)
+def test_no_convolution_of_an_unrolled_step_runs_in_naive_loops(name, fields):
+    config = config_lib.load(name)
+    config.update_from_flattened_dict({"data.batch_size": 8} | fields)
+    step, arguments = aot.train_step(config, sharding.make_mesh(), "joint")
+    text = str(step.lower(*arguments).compile().as_text())
+    assert " convolution(" in text
+    assert program.naive_convolutions(text) == []

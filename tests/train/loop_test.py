@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from helpers.variables import init_variables, split_gates
 from urnet_jax import config as config_lib
 from urnet_jax.errors import UserError
 from urnet_jax.evaluate import files
@@ -16,7 +17,7 @@ from urnet_jax.runs import checkpoint, writers
 from urnet_jax.runs.checkpoint import Checkpointer
 from urnet_jax.runs.load import load_network
 from urnet_jax.runs.meta import Meta
-from urnet_jax.train import loop, optimizer, state
+from urnet_jax.train import loop, state
 from urnet_jax.train.state import TrainState
 from urnet_jax.xla import sharding
 
@@ -172,10 +173,10 @@ def test_gates_begin_from_a_plain_run_and_leave_it_as_it_was(plain, tiny, tmp_pa
     loop.train_and_evaluate(config, tmp_path)
     before, after = newest_state(plain), newest_state(tmp_path)
     assert (newest(tmp_path).phase, int(after.step)) == ("gates", 7)
-    gates, backbone = optimizer.split_trained(after.params, "gates")
+    gates, backbone = split_gates(after.params)
     assert_identical(backbone, before.params)
     assert_identical(after.batch_stats, before.batch_stats)
-    initial, _ = optimizer.split_trained(state.init_variables(config)[0], "gates")
+    initial, _ = split_gates(init_variables(config)[0])
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), gates, initial)
     assert all(jax.tree.leaves(moved))
 
@@ -186,12 +187,12 @@ def test_every_phase_begins_from_another_run(phase, plain, finished, tiny):
     for source, source_state in [(finished, gated), (plain, ungated)]:
         config = tiny({f"{phase}.init_from": str(source)})
         begun = loop.start_phase(config, phase, STEPS_PER_EPOCH, gated, MESH)
-        _, backbone = optimizer.split_trained(begun.params, "gates")
-        _, expected = optimizer.split_trained(source_state.params, "gates")
+        _, backbone = split_gates(begun.params)
+        _, expected = split_gates(source_state.params)
         assert_identical(backbone, expected)
         assert_identical(begun.batch_stats, source_state.batch_stats)
-        gates, _ = optimizer.split_trained(begun.params, "gates")
-        assert_identical(gates, optimizer.split_trained(gated.params, "gates")[0])
+        gates, _ = split_gates(begun.params)
+        assert_identical(gates, split_gates(gated.params)[0])
         assert (int(begun.step), int(begun.phase_step)) == (29, 0)
 
 
@@ -203,26 +204,26 @@ def test_gates_that_another_run_has_not_trained_begin_anew(kind, finished, tiny,
     config = tiny(fields | {"gates.init_from": str(tmp_path / "short"), "model.gate_bias": -1.0})
     begun = loop.start_phase(config, "gates", STEPS_PER_EPOCH, None, MESH)
     source = newest_state(tmp_path / "short")
-    own = state.init_variables(config)
+    own = init_variables(config)
     trees = (begun.params, begun.batch_stats), own, (source.params, source.batch_stats)
     for tree, fresh, other in zip(*trees, strict=True):
-        gates, backbone = optimizer.split_trained(tree, "gates")
-        assert_identical(gates, optimizer.split_trained(fresh, "gates")[0])
-        assert_identical(backbone, optimizer.split_trained(other, "gates")[1])
+        gates, backbone = split_gates(tree)
+        assert_identical(gates, split_gates(fresh)[0])
+        assert_identical(backbone, split_gates(other)[1])
     if kind == "block":  # Gates that were trained before phase pretrain are not lost.
         short.pretrain.init_from = str(finished)
         loop.train_and_evaluate(short, tmp_path / "again")
         config.gates.init_from = str(tmp_path / "again")
         begun = loop.start_phase(config, "gates", STEPS_PER_EPOCH, None, MESH)
-        gates, _ = optimizer.split_trained(begun.params, "gates")
-        trained, _ = optimizer.split_trained(newest_state(finished).params, "gates")
+        gates, _ = split_gates(begun.params)
+        trained, _ = split_gates(newest_state(finished).params)
         assert_identical(gates, trained)
 
 
 def test_a_plain_network_begins_from_a_gated_run(finished, tiny):
     config = tiny({"model.gated": False, "joint.init_from": str(finished)})
     begun = loop.start_phase(config, "joint", STEPS_PER_EPOCH, None, MESH)
-    _, backbone = optimizer.split_trained(newest_state(finished).params, "gates")
+    _, backbone = split_gates(newest_state(finished).params)
     assert_identical(begun.params, backbone)
 
 
@@ -254,8 +255,8 @@ def test_averaged_parameters_are_those_that_are_evaluated(averaged, tiny):
     final = newest_state(averaged)
     assert final.ema_params is not None
     differs = jax.tree.map(lambda a, b: bool((a != b).any()), final.params, final.ema_params)
-    assert all(jax.tree.leaves(optimizer.split_trained(differs, "pretrain")[0]))
-    assert not any(jax.tree.leaves(optimizer.split_trained(differs, "gates")[0]))
+    assert all(jax.tree.leaves(split_gates(differs)[1]))
+    assert not any(jax.tree.leaves(split_gates(differs)[0]))
     _, params, _ = load_network(averaged)
     assert_identical(params, final.ema_params)
     (row,) = files.evaluate_workdir(averaged).to_dict("records")

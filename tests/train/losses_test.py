@@ -1,27 +1,12 @@
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from urnet_jax.train.losses import cross_entropy, scale_loss
+from urnet_jax.train.losses import scale_loss
 
 GATES = jnp.array([[1.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.5, 0.5]])
 SCALE = jnp.array([0.5, 0.75])
-
-
-def test_cross_entropy_by_hand():
-    # exp(ln 3) = 3 among 3 + 1 + 1 = 5: -ln(3/5); two equal logits of two: ln 2.
-    logits = jnp.array([[math.log(3.0), 0.0, 0.0], [7.0, 7.0, -1e9]])
-    loss = cross_entropy(logits, jnp.array([0, 1]))
-    np.testing.assert_allclose(loss, [math.log(5 / 3), math.log(2)], rtol=1e-6)
-
-
-def test_cross_entropy_of_half_precision_logits_is_float32():
-    loss = cross_entropy(jnp.array([[1.0, 2.0]], jnp.bfloat16), jnp.array([0]))
-    assert loss.dtype == jnp.float32
-    np.testing.assert_allclose(loss, [math.log(1 + math.e)], rtol=1e-6)
 
 
 def test_scale_loss_per_sample_by_hand():

@@ -10,7 +10,8 @@ def step(correct: list[float], loss: float) -> TrainMetrics:
     per_sample = jnp.array(correct)
     return TrainMetrics.single_from_model_output(
         loss=jnp.array(loss),
-        cross_entropy=per_sample + 1,
+        task_loss=per_sample + 1,
+        aux_loss=jnp.array(loss / 4),
         scale_loss=jnp.array(loss / 2),
         correct=per_sample,
         usage=per_sample / 4,
@@ -25,7 +26,8 @@ def test_merged_steps_are_means_over_all_samples():
     assert {name: float(value) for name, value in merged.compute().items()} == pytest.approx(
         {
             "top1": 3 / 6,  # of samples, not of steps: (3/4 + 0) / 2 would be 3/8
-            "cross_entropy": 9 / 6,
+            "task_loss": 9 / 6,
+            "aux_loss": 5 / 8,
             "usage": 3 / 24,
             "scale": 3 / 12,
             "loss": 5 / 2,  # a step has one loss

@@ -9,10 +9,13 @@ from flax import nnx, traverse_util
 
 from configs.digits import phase
 from urnet_jax.config import Config
+from urnet_jax.nets import network
 from urnet_jax.nets.architecture import Architecture
+from urnet_jax.nets.mode import Build
 from urnet_jax.nets.resnet import ResNet
 from urnet_jax.phases import PHASES
 from urnet_jax.train import optimizer
+from urnet_jax.train.state import join, split_trained
 
 ARCH = Architecture("cifar", 14, 3, image_size=8, width=4, shortcut="B")
 STEPS_PER_EPOCH = 10
@@ -42,13 +45,17 @@ def parameters() -> dict[str, Any]:
     return nnx.to_pure_dict(nnx.state(abstract, nnx.Param))
 
 
+def gate_paths(tree: Any) -> frozenset[tuple[str, ...]]:
+    return frozenset(path for path in traverse_util.flatten_dict(tree) if "gate" in path)
+
+
 def flat(tree: Any) -> dict[str, Any]:
     return traverse_util.flatten_dict(tree, sep="/")
 
 
 def updates(params: Any, grads: list[Any], **fields: Any) -> list[dict[str, Any]]:
     """What each of several steps adds to the parameters, by name."""
-    tx = optimizer.make_optimizer(section(**fields), STEPS_PER_EPOCH)
+    tx = optimizer.make_optimizer(section(**fields), STEPS_PER_EPOCH, gate_paths(params))
     state, found = tx.init(params), []
     for grad in grads:
         update, state = tx.update(grad, state, params)
@@ -114,7 +121,7 @@ def test_number_of_steps(epochs: float, steps: int):
 
 @pytest.mark.parametrize("name", PHASES)
 def test_each_phase_moves_its_own_parameters(name: str):
-    trained, frozen = optimizer.split_trained(parameters(), name)
+    trained, frozen = split_trained(parameters(), name, network.gate_paths(ARCH, Build()))
     gates = {path for path in flat(parameters()) if "gate" in path.split("/")}
     backbone = flat(parameters()).keys() - gates
     # Four arrays of each gate; a stage's stacked bodies are one.
@@ -122,7 +129,7 @@ def test_each_phase_moves_its_own_parameters(name: str):
     moved = {"pretrain": backbone, "gates": gates, "joint": backbone | gates}[name]
     assert flat(trained).keys() == moved
     assert flat(frozen).keys() == (gates | backbone) - moved
-    joined = optimizer.join(trained, frozen)
+    joined = join(trained, frozen)
     assert jax.tree.structure(joined) == jax.tree.structure(parameters())
     assert all(x is y for x, y in zip(
         jax.tree.leaves(joined), jax.tree.leaves(parameters()), strict=True
@@ -130,7 +137,11 @@ def test_each_phase_moves_its_own_parameters(name: str):
 
 
 def test_weight_decay_is_for_kernels_outside_the_gates():
-    mask = flat(optimizer.decayed(parameters()))
+    shapes, decay = parameters(), section(**constant(weight_decay=1.0))
+    ones = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), shapes)
+    tx = optimizer.make_optimizer(decay, STEPS_PER_EPOCH, gate_paths(shapes))
+    update, _ = tx.update(jax.tree.map(jnp.zeros_like, ones), tx.init(ones), ones)
+    mask = {path: bool(np.any(value != 0)) for path, value in flat(update).items()}
     convs = [f"stage{i}/{part}/conv{n}" for i in (1, 2, 3) for part in ("entry", "body")
              for n in (1, 2)]  # fmt: skip
     convs += ["conv1", "stage2/entry/downsample_conv", "stage3/entry/downsample_conv"]
@@ -184,7 +195,7 @@ def test_the_gate_factor_multiplies_the_gates_steps_alone():
 
 
 def test_a_phase_trains_a_part_of_the_tree():
-    trained, _ = optimizer.split_trained(SMALL, "gates")
+    trained, _ = split_trained(SMALL, "gates", gate_paths(SMALL))
     (update,) = updates(trained, [trained], **constant())
     assert update.keys() == {"stage1/body/gate/fc1/kernel", "stage1/body/gate/fc1/bias"}
     for path, value in update.items():

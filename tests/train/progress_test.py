@@ -12,7 +12,8 @@ from urnet_jax.train.progress import PhaseProgress
 def step_metrics(loss: float, correct: list[float]) -> TrainMetrics:
     return TrainMetrics.single_from_model_output(
         loss=jnp.float32(loss),
-        cross_entropy=jnp.array([loss, loss]),
+        task_loss=jnp.array([loss, loss]),
+        aux_loss=jnp.array(0.0),
         scale_loss=jnp.float32(0.0),
         correct=jnp.array(correct),
         usage=jnp.array([0.5, 1.0]),

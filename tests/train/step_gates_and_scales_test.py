@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from helpers.steps_runs import STEPS_PER_EPOCH, changed, named, small_config, train
+from helpers.variables import init_variables
 from urnet_jax.config import Config
 from urnet_jax.evaluate.step import make_eval_step
 from urnet_jax.phases import PHASES
-from urnet_jax.train import state
 
 
 def evaluated(config: Config, variables: Any, batch: Any, scale: Any) -> Any:
@@ -23,7 +23,7 @@ def evaluated(config: Config, variables: Any, batch: Any, scale: Any) -> Any:
 @pytest.mark.parametrize("drop", ["test", "always"])
 def test_a_plain_network_drops_blocks_at_random(drop: str, tested: Any):
     config = small_config(model__gated=False, gate__random_drop=drop)
-    variables = state.init_variables(config)
+    variables = init_variables(config)
     half = jnp.full(64, 0.5)
     found = evaluated(config, variables, tested, half)
     assert set(np.unique(found["gates"])) == {0, 1}
@@ -39,13 +39,13 @@ def test_a_plain_network_drops_blocks_at_random(drop: str, tested: Any):
 
 def test_block_attention_weighs_what_random_drop_leaves(tested: Any):
     config = small_config(gate__random_drop="always", scale__beta=0.0)
-    variables = state.init_variables(config)
+    variables = init_variables(config)
     gates = np.asarray(evaluated(config, variables, tested, jnp.full(64, 0.5))["gates"])
     left = gates > 0
     assert left.mean() == pytest.approx(0.5, abs=0.1)
     assert gates[left].max() < 1 and len(np.unique(gates[left])) > 64
     plain = small_config(model__gated=False, gate__random_drop="always")
-    kept = evaluated(plain, state.init_variables(plain), tested, jnp.full(64, 0.5))["gates"]
+    kept = evaluated(plain, init_variables(plain), tested, jnp.full(64, 0.5))["gates"]
     np.testing.assert_array_equal(left, kept)
 
 
@@ -64,7 +64,7 @@ def test_noise_moves_gates_in_training_alone(tested: Any):
     plain, noisy = (small_config(gate__noise=noise, **fields) for noise in (False, True))
     one, other = (train(config, "gates").metrics[0] for config in (plain, noisy))
     assert one["scale"] == other["scale"] and one["usage"] != other["usage"]
-    variables, scale = state.init_variables(plain), jnp.linspace(0, 1, 64)
+    variables, scale = init_variables(plain), jnp.linspace(0, 1, 64)
     found = [evaluated(config, variables, tested, scale)["gates"] for config in (plain, noisy)]
     np.testing.assert_array_equal(*found)
 

@@ -18,9 +18,11 @@ from helpers.steps_runs import (
     small_config,
     train,
 )
+from helpers.variables import apply, init_variables
+from urnet_jax import config as config_lib
 from urnet_jax.evaluate.step import make_eval_step
+from urnet_jax.nets import network
 from urnet_jax.phases import PHASES
-from urnet_jax.train import state
 from urnet_jax.train.step import make_train_step, use_unroll
 
 # Golden: the losses of the first three steps of `joint`. They move with whatever moves training:
@@ -32,7 +34,7 @@ JOINT_LOSSES = [2.634685, 2.678873, 2.587197]
 
 @pytest.fixture(scope="module")
 def variables() -> Any:
-    return state.init_variables(small_config())
+    return init_variables(small_config())
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +72,7 @@ def test_pretrain_moves_all_but_the_gates(pretrain: Run):
 def test_pretrain_runs_every_block_and_ignores_the_scale(pretrain: Run):
     for metrics in pretrain.metrics:
         assert (metrics["usage"], metrics["scale"], metrics["scale_loss"]) == (1, 1, 0)
-        assert metrics["loss"] == metrics["cross_entropy"]
+        assert metrics["loss"] == metrics["task_loss"]
 
 
 def test_pretrain_learns(pretrain: Run):
@@ -112,7 +114,7 @@ def test_the_loss_is_equation_5(name: str, request: pytest.FixtureRequest):
     run = request.getfixturevalue(name)
     beta = {"gates": 3.0, "joint": 4.0}[name]
     for metrics in run.metrics:
-        weighted = metrics["cross_entropy"] + beta * metrics["scale_loss"]
+        weighted = metrics["task_loss"] + beta * metrics["scale_loss"]
         assert metrics["loss"] == pytest.approx(weighted, rel=1e-5)
         assert metrics["scale_loss"] > 0
 
@@ -194,8 +196,8 @@ def test_evaluation_has_hard_gates_at_each_samples_scale(joint: Run, tested: Any
         tested["index"],
     )
     images = (jnp.asarray(tested["image"], jnp.float32) / 255 - 0.3054) / 0.376
-    graph = state.network_graph(joint.config)
-    logits, expected, _ = state.apply(graph, after.eval_params, after.batch_stats, images, scale)
+    graph = network.graph(*config_lib.network(joint.config))
+    logits, expected, _ = apply(graph, after.eval_params, after.batch_stats, images, scale)
     assert np.isin(found["gates"], (0, 1)).all()
     np.testing.assert_array_equal(found["gates"], expected)
     np.testing.assert_array_equal(found["prediction"], np.argmax(logits, axis=1))

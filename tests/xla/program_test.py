@@ -66,6 +66,31 @@ def test_of_branches_the_costliest_counts():
     assert count(branched, IMAGES, KERNEL, which).macs == 5 * CONV
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the layouts are XLA:CPU's")
+def test_convolutions_that_run_in_naive_loops():
+    def gradient(images, kernel):
+        return jax.grad(lambda images: (conv(images, kernel) ** 2).sum())(images)
+
+    def looped(images, kernels):
+        def loss(images):
+            return (jax.lax.scan(lambda x, w: (conv(x, w), None), images, kernels)[0] ** 2).sum()
+
+        return jax.grad(loss)(images)
+
+    def naive(function, *arguments):
+        text = str(jax.jit(function).lower(*arguments).compile().as_text())
+        return len(program.naive_convolutions(text))
+
+    assert naive(conv, IMAGES, KERNEL) == naive(gradient, IMAGES, KERNEL) == 0
+    small = jax.ShapeDtypeStruct((2, 2, 2, 4), jnp.float32)
+    assert naive(conv, small, KERNEL) == 1
+    for length in (1, 3):
+        kernels = jax.ShapeDtypeStruct((length, *KERNEL.shape), jnp.float32)
+        assert naive(looped, IMAGES, kernels) == 1
+    with pytest.raises(ValueError, match="no ENTRY"):
+        program.naive_convolutions("nothing of the kind")
+
+
 def test_a_loop_of_unknown_length_that_computes_is_an_error():
     def until(images, kernel):
         return jax.lax.while_loop(lambda x: x.sum() < 1, lambda x: conv(x, kernel), images)

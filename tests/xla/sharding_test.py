@@ -3,11 +3,16 @@
 import os
 import pathlib
 import random
+import signal
 import socket
 import subprocess
 import sys
 
+import jax
 import pytest
+
+from urnet_jax.errors import UserError
+from urnet_jax.xla import sharding
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -76,3 +81,81 @@ def test_hosts_that_do_not_share_the_workdir_are_an_error(tmp_path):
     for printed, errors, code in done:
         assert code == 2, printed + errors
         assert "error: The workdir run is not the same folder on all hosts" in errors
+
+
+RuntimeError_ = jax.errors.JaxRuntimeError
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (RuntimeError_("UNAVAILABLE: failed to connect to all addresses"), True),
+        (RuntimeError_("DEADLINE_EXCEEDED: Barrier timed out. Id: stop::3"), True),
+        (RuntimeError_("INTERNAL: Barrier failed: UNAVAILABLE: Task 1 heartbeat timeout."), True),
+        (RuntimeError_("UNKNOWN: Gloo all-reduce failed: Connection closed by peer [::1]:9"), True),
+        (RuntimeError_("INTERNAL: Read error [127.0.0.1]:9: Connection reset by peer"), True),
+        (RuntimeError_("INTERNAL: NCCL operation failed: remote process exited"), True),
+        (ValueError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer [::1]:9"), True),
+        (RuntimeError_("INTERNAL: CpuCallback error calling callback: Traceback"), False),
+        (RuntimeError_("INTERNAL: CpuCallback error: Traceback\nOSError: Connection reset"), False),
+        (RuntimeError_("INTERNAL: Failed to allocate a buffer"), False),
+        (RuntimeError_("FAILED_PRECONDITION: the array was donated"), False),
+        (RuntimeError_("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"), False),
+        (RuntimeError_(""), False),
+        (ValueError("UNAVAILABLE: Error reading gs://bucket/file"), False),
+        (ConnectionResetError("Connection reset by peer"), False),
+        (KeyError("Gloo"), False),
+    ],
+)
+def test_which_errors_come_of_a_lost_peer(error, lost):
+    assert sharding.comes_of_a_lost_peer(error) == lost
+
+
+@pytest.mark.parametrize("error", [RuntimeError_("UNAVAILABLE: gone"), UserError("it is wrong.")])
+def test_a_process_that_is_alone_raises_its_errors(error):
+    with pytest.raises(type(error)), sharding.ended_with_its_peers():
+        raise error
+
+
+FAILS = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
+from urnet_jax.errors import UserError
+from urnet_jax.xla import sharding
+
+def fails(total):
+    raise KeyError("of its own")
+
+ERRORS = {
+    "callback": lambda: jax.jit(lambda x: jax.debug.callback(fails, x))(1.0),
+    "python": lambda: fails(1.0),
+}
+sharding.start_distributed(sys.argv[1], 2, int(sys.argv[2]))
+mesh = sharding.make_mesh()
+x = sharding.global_batch({"x": np.ones(4, np.float32)}, mesh)["x"]
+add = jax.jit(lambda x: x + x.sum())
+with sharding.ended_with_its_peers():
+    for step in range(1_000_000):
+        x = add(x)
+        x.block_until_ready()
+        if step == 3 and not sharding.is_main():
+            ERRORS[sys.argv[3]]()
+            jax.effects_barrier()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["callback", "python"])
+def test_a_process_shows_its_own_error_and_the_other_hears_of_it(kind):
+    address = f"localhost:{free_port()}"
+    main, other = run_two(
+        lambda k: ["-c", FAILS, address, str(k), kind], [ROOT, ROOT], [{}, {}],
+    )  # fmt: skip
+    said = "Another process of this run is gone"
+    _, errors, code = other
+    assert code == 1, errors
+    assert "Traceback" in errors and "of its own" in errors and said not in errors
+    _, errors, code = main
+    # Which comes first is chance: the sum that fails, or JAX's own heartbeat, which aborts.
+    assert code in (sharding.EXIT_PEER_GONE, -signal.SIGABRT), errors
+    assert said in errors or code != sharding.EXIT_PEER_GONE

@@ -44,10 +44,10 @@ def _parse_aot(argv: list[str]) -> Config:
 
 @_told_to_the_user
 def _aot(config: Config) -> None:
-    from urnet_jax.train import aot
+    from urnet_jax.train import aot_report
     from urnet_jax.xla import compiled
 
     compiled.without_tpu()
-    aot.report(
+    aot_report.report(
         config, FLAGS.topology, num_slices=FLAGS.num_slices, phase=FLAGS.phase, fit=FLAGS.fit
     )

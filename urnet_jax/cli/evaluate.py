@@ -5,7 +5,7 @@ from absl import app, flags
 from urnet_jax.cli.flags import FLAGS, check_workdir, parse, scales_of, show_help, which_step
 from urnet_jax.cli.interruption import end_at_once_on_ctrl_c
 from urnet_jax.errors import told_to_the_user
-from urnet_jax.nets.architecture import EXECUTIONS
+from urnet_jax.nets.mode import EXECUTIONS
 
 _INTERRUPTED = (
     "Interrupted: no file is half written; the same command evaluates the run from the start."

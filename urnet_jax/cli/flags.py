@@ -35,7 +35,7 @@ def define_config(argv: list[str]) -> list[str]:
     config = config_lib.load(name)
     for argument in argv:
         if override := re.match(r"--?(?:no)?config\.([^=]*)", argument):
-            config_lib.field(override[1])
+            config_lib.field(override[1], config_lib.fields_of(config))
     # ml_collections reads names as Python does, to which `from` is a keyword.
     argv = [re.sub(r"^(--?(?:no)?config\.init)\.from(?==|$)", r'\1["from"]', a) for a in argv]
     config_flags.DEFINE_config_dict("config", config, "The config.", sys_argv=argv)

@@ -4,30 +4,30 @@
 alone, whatever the number of processes, workers and threads; `eval_batches` visits it once.
 """
 
-import concurrent.futures
+import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import grain
 import numpy as np
-from absl import flags
-from jaxtyping import Int32, Int64, UInt8
+from jaxtyping import Int64
 
-from urnet_jax.data import augment
-from urnet_jax.data.sources import Split, check_augmentation, labels_of, open_split, readable
+from urnet_jax.data import decode
+from urnet_jax.data.records import Replaced, Undecodable, report_left_out
+from urnet_jax.data.sources import check_augmentation
+from urnet_jax.data.splits import Split, read, read_for_evaluation
+from urnet_jax.data.workers import Loading
 from urnet_jax.errors import UserError
-
-__all__ = [
-    "Batch", "Split", "TrainBatches", "eval_batches", "examples", "open_split", "train_batches",
-]  # fmt: skip
+from urnet_jax.streams import Stream
 
 Batch = dict[str, np.ndarray]
 
 _ENDLESS = 2**62  # steps
-_AHEAD = 2  # batches that are loaded before they are asked for
-# Keeps the draws of the order apart from others that also start from the seed.
-_STREAM = 0x0DA7A
+_REPLACEMENTS = 100  # that are tried in a row
+
+# Under this name a batch brings its list of Undecodable out of the process that loaded it.
+_BAD = "undecodable"
 
 
 class TrainBatches(grain.IterDataset):
@@ -37,26 +37,29 @@ class TrainBatches(grain.IterDataset):
     workers and threads can be read with any other.
     """
 
-    def __init__(self, batches: grain.MapDataset, workers: int):
+    def __init__(self, batches: grain.MapDataset, workers: int, title: str):
         super().__init__()
         self._batches = batches
         self._workers = workers
+        self._title = title
 
     def __iter__(self) -> "_TrainIterator":
-        return _TrainIterator(self._batches, self._workers)
+        return _TrainIterator(self._batches, self._workers, self._title)
 
 
 class _TrainIterator(grain.DatasetIterator):
-    def __init__(self, batches: grain.MapDataset, workers: int):
+    def __init__(self, batches: grain.MapDataset, workers: int, title: str):
         super().__init__()
         self._batches = batches
         self._workers = workers
         self._step = 0
-        self._ahead: grain.DatasetIterator | None = None
+        self._ahead: Loading | None = None
+        self._replaced = Replaced(title)
 
     def __next__(self) -> Batch:
         batch = next(self._loading())
         self._step += 1
+        self._replaced.add(batch.pop(_BAD))
         return batch
 
     def get_state(self) -> dict[str, Any]:
@@ -67,16 +70,17 @@ class _TrainIterator(grain.DatasetIterator):
         self._step = state["step"]
 
     def start_prefetch(self) -> None:
-        self._loading().start_prefetch()
+        self._loading().start()
 
     def close(self) -> None:
         self._stop()
+        self._replaced.close()
         super().close()
 
-    def _loading(self) -> grain.DatasetIterator:
+    def _loading(self) -> Loading:
         self._assert_not_closed()
         if self._ahead is None:
-            self._ahead = _prefetch(self._batches[self._step :], self._workers)
+            self._ahead = Loading(self._batches[self._step :], self._workers)
         return self._ahead
 
     def _stop(self) -> None:
@@ -108,8 +112,11 @@ def train_batches(
 
     Returns:
       An iterable whose iterator, which Grain can checkpoint, yields `image` uint8 [b, h, w, c],
-      `label` int32 [b], `index` int64 [b] (of the example in its split) and `epoch` int32 [b].
+      `label` int32 [b], `index` int64 [b] (the example's number) and `epoch` int32 [b].
       Images in memory come as they are, for `augment.augment_images`; others come augmented.
+      Where `split.unreadable` is `skip`, the next one in the split takes the place of an example
+      whose image cannot be decoded; those are named on stderr, and counted when the iterator is
+      closed.
 
     Raises:
       UserError: the augmentation does not suit the dataset or how the split was opened, or the
@@ -132,7 +139,8 @@ def train_batches(
         random_crop=random_crop,
         threads=_decoding_threads(data),
     )
-    return TrainBatches(grain.MapDataset.range(_ENDLESS).map(load), _workers(split, data))
+    batches = grain.MapDataset.range(_ENDLESS).map(load)
+    return TrainBatches(batches, _workers(split, data), split.title)
 
 
 def eval_batches(
@@ -153,8 +161,9 @@ def eval_batches(
 
     Returns:
       An iterator of `image` uint8 [b, h, w, c], `label` int32 [b], `index` int64 [b] and `mask`
-      bool [b]. The end of the last batch is filled with black images of label 0, index -1 and mask
-      False.
+      bool [b]. What does not count as an example has a black image, label -1 and mask False: what
+      fills the end of the last batch, whose index is -1, and an image that cannot be decoded where
+      `split.unreadable` is `skip`; how many those are is said on stderr at the end.
 
     Raises:
       UserError: the processes cannot share a batch.
@@ -168,19 +177,9 @@ def eval_batches(
         threads=_decoding_threads(data),
     )
     num_batches = -(-split.num_examples // batch_size)
-    return _prefetch(grain.MapDataset.range(num_batches).map(load), _workers(split, data))
-
-
-def examples(
-    split: Split, index: Int64[np.ndarray, " b"], threads: int = 1
-) -> tuple[UInt8[np.ndarray, "b h w c"], Int32[np.ndarray, " b"]]:
-    """Images as evaluation sees them, and labels, of the examples at `index`."""
-
-    def decode(i: int, encoded: bytes) -> np.ndarray:
-        del i
-        return augment.decode_eval(encoded, split.image_shape[0])
-
-    return _read(split, index, decode, threads)
+    return _reported(
+        Loading(grain.MapDataset.range(num_batches).map(load), _workers(split, data)), split
+    )
 
 
 def _load_train(
@@ -193,7 +192,7 @@ def _load_train(
     process_count: int,
     random_crop: bool,
     threads: int,
-) -> Batch:
+) -> dict[str, Any]:
     """The batch of a step, from its arguments alone: it may run in a thread or another process."""
     first = (step * process_count + process_index) * batch_size
     epoch, place = np.divmod(first + np.arange(batch_size, dtype=np.int64), split.num_examples)
@@ -201,14 +200,33 @@ def _load_train(
     for e in np.unique(epoch):
         index[epoch == e] = _order(split.num_examples, seed, int(e))[place[epoch == e]]
 
-    def decode(i: int, encoded: bytes) -> np.ndarray:
-        size = split.image_shape[0]
-        if not random_crop:
-            return augment.decode_eval(encoded, size)
-        return augment.decode_train(encoded, size, seed, int(epoch[i]), int(index[i]))
+    def decoded(places: Int64[np.ndarray, " k"]) -> Any:
+        """`read`, for the examples at these places of the batch."""
 
-    image, label = _read(split, index, decode, threads)
-    return {"image": image, "label": label, "index": index, "epoch": epoch.astype(np.int32)}
+        def pixels(file: bytes, k: int) -> np.ndarray:
+            size, i = split.image_shape[0], places[k]
+            if not random_crop:
+                return decode.decode_eval(file, size)
+            return decode.decode_train(file, size, seed, int(epoch[i]), int(index[i]))
+
+        return read(split, index[places], pixels, threads)
+
+    image, label, bad = decoded(np.arange(batch_size))
+    found, tried = list(bad.values()), 0
+    places = np.array(list(bad), np.int64)
+    while places.size:
+        tried += 1
+        if tried > _REPLACEMENTS:
+            raise UserError(
+                f"{tried} images in a row cannot be decoded, the last one: {found[-1].sentence}"
+            )
+        index[places] = (index[places] + 1) % split.num_examples
+        image[places], label[places], bad = decoded(places)
+        found += bad.values()
+        places = places[list(bad)]
+    numbers = index if split.numbers is None else split.numbers[index]
+    epoch = epoch.astype(np.int32)
+    return {"image": image, "label": label, "index": numbers, "epoch": epoch, _BAD: found}
 
 
 def _load_eval(
@@ -219,61 +237,35 @@ def _load_eval(
     process_index: int,
     process_count: int,
     threads: int,
-) -> Batch:
+) -> dict[str, Any]:
     first = (step * process_count + process_index) * batch_size
     index = first + np.arange(batch_size, dtype=np.int64)
     mask = index < split.num_examples
     index[~mask] = -1
     image = np.zeros((batch_size, *split.image_shape), np.uint8)
-    label = np.zeros(batch_size, np.int32)
+    label = np.full(batch_size, -1, np.int32)
+    bad: dict[int, Undecodable] = {}
     if mask.any():
-        image[mask], label[mask] = examples(split, index[mask], threads)
-    return {"image": image, "label": label, "index": index, "mask": mask}
+        image[mask], label[mask], bad = read_for_evaluation(split, index[mask], threads)
+    # What is no example comes last, so that places among the examples are those in the batch.
+    label[list(bad)], mask[list(bad)] = -1, False
+    return {"image": image, "label": label, "index": index, "mask": mask, _BAD: [*bad.values()]}
 
 
-def _read(
-    split: Split,
-    index: Int64[np.ndarray, " b"],
-    decode: Callable[[int, bytes], np.ndarray],
-    threads: int,
-) -> tuple[UInt8[np.ndarray, "b h w c"], Int32[np.ndarray, " b"]]:
-    """Images and labels at `index`; `decode` gets an image's place in the batch and its file."""
-    if split.images is not None and split.labels is not None:
-        return split.images[index], split.labels[index]
-    title = f"{split.dataset} {split.name}"
-    with readable(f"The split {title!r}"):
-        records = split.source.__getitems__(index.tolist())
-    images = np.empty((len(index), *split.image_shape), np.uint8)
-
-    def fill(i: int) -> None:
-        with readable(f"Image {index[i]} of the split {title!r}"):
-            images[i] = decode(i, records[i]["image"])
-
-    mapped = _pool(threads).map if threads > 1 else map
-    for _ in mapped(fill, range(len(index))):
-        pass
-    return images, labels_of(records, title)
+def _reported(batches: Loading, split: Split) -> Iterator[Batch]:
+    """The batches; says at their end which images could not be decoded."""
+    bad: list[Undecodable] = []
+    with contextlib.closing(batches):
+        for batch in batches:
+            bad += batch.pop(_BAD)
+            yield batch
+    if bad:
+        report_left_out(split.title, split.num_examples, bad)
 
 
 @functools.lru_cache(maxsize=2)
 def _order(num_examples: int, seed: int, epoch: int) -> Int64[np.ndarray, " n"]:
-    return np.random.default_rng((_STREAM, seed, epoch)).permutation(num_examples)
-
-
-@functools.cache
-def _pool(threads: int) -> concurrent.futures.ThreadPoolExecutor:
-    return concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="decode")
-
-
-def _prefetch(batches: grain.MapDataset, workers: int) -> grain.DatasetIterator:
-    ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_AHEAD)
-    loading = batches.to_iter_dataset(ahead)
-    if workers:
-        if not flags.FLAGS.is_parsed():
-            # In a notebook nobody has parsed absl's flags, without which Grain starts no process.
-            flags.FLAGS.mark_as_parsed()
-        loading = loading.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-    return iter(loading)
+    return np.random.default_rng((Stream.ORDER, seed, epoch)).permutation(num_examples)
 
 
 def _share(batch_size: int, process_count: int, name: str) -> int:

@@ -1,20 +1,20 @@
 """Where examples come from: scikit-learn's digits, or any dataset that TFDS has prepared."""
 
-import contextlib
 import dataclasses
 import difflib
-import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
-from jaxtyping import Int, Int32, UInt8
 from PIL import Image
 from tqdm import tqdm
 
+from urnet_jax.data.decode import decode_whole, resized
+from urnet_jax.data.records import Records, Undecodable, report_left_out
+from urnet_jax.data.splits import Split
 from urnet_jax.errors import UserError
 
 AUGMENTATIONS = ("none", "crop", "crop_flip", "random_resized_crop")
@@ -39,35 +39,6 @@ DATASETS = {
 
 _DIGITS_TEST = 360  # of the 1797 images
 _READ_CHUNK = 1000  # records
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Split:
-    """One split of a dataset: its images and labels in memory, or a source to read them from.
-
-    Attributes:
-      dataset: its name, the config's `data.name`.
-      name: `train` or `test`.
-      num_examples: in the split.
-      num_classes: labels run from 0 to num_classes - 1.
-      image_shape: height, width and channels of a prepared image.
-      images: all of them, if they are held in memory.
-      labels: theirs.
-      source: else, random access to records with an encoded `image` and a `label`.
-      numbers: each example's number in the split that it is from, where that is another.
-      class_names: what the classes are called, in order; empty where they have numbers only.
-    """
-
-    dataset: str
-    name: str
-    num_examples: int
-    num_classes: int
-    image_shape: tuple[int, int, int]
-    images: UInt8[np.ndarray, "n h w c"] | None = None
-    labels: Int32[np.ndarray, " n"] | None = None
-    source: Any = None
-    numbers: Int[np.ndarray, " n"] | None = None
-    class_names: tuple[str, ...] = ()
 
 
 def dataset(data: Any) -> Dataset:
@@ -109,7 +80,8 @@ def open_split(data: Any, split: str) -> Split:
     """Opens a split: decoded into memory, or left on its disk and decoded batch by batch.
 
     ImageNet is left on its disk, and so is any dataset that `random_resized_crop` augments, as it
-    crops from the full image. Images in memory are resized to `data.image_size`.
+    crops from the full image. Images in memory are resized to `data.image_size`. Those that cannot
+    be decoded are an error, or left out where `data.unreadable` is `skip`.
 
     Args:
       data: the config's section `data`.
@@ -133,31 +105,13 @@ def open_split(data: Any, split: str) -> Split:
     if data.name == "imagenet2012" or data.augment == "random_resized_crop":
         shape = (data.image_size, data.image_size, 3)
         return Split(
-            data.name, split, len(source), num_classes, shape, source=source, class_names=names
-        )
-    images, labels = _decode_all(source, data.image_size, f"{data.name} {split}")
+            data.name, split, len(source), num_classes, shape, source=source, class_names=names,
+            unreadable=data.unreadable,
+        )  # fmt: skip
+    records = Records(source, f"{data.name} {split}", num_classes)
+    images, labels, bad = _decode_all(records, data.image_size, data.unreadable)
     held = _in_memory(data.name, split, num_classes, images, labels)
-    return dataclasses.replace(held, class_names=names)
-
-
-def labels_of(records: Sequence[Any], title: str) -> Int32[np.ndarray, " n"]:
-    """The records' labels; a UserError if some have none, which TFDS writes as -1."""
-    labels = np.array([record["label"] for record in records], np.int32)
-    if (labels < 0).any():
-        raise UserError(
-            f"The split {title!r} has images without a label: prepare the dataset again, with "
-            "labels or without that split."
-        )
-    return labels
-
-
-@contextlib.contextmanager
-def readable(what: str) -> Iterator[None]:
-    """Turns the errors of readers and decoders on damaged files into a UserError about `what`."""
-    try:
-        yield
-    except (RuntimeError, OSError, ValueError) as error:
-        raise UserError(f"{what} cannot be read ({error}): prepare the dataset again.") from error
+    return _without(dataclasses.replace(held, class_names=names), bad)
 
 
 def _in_memory(
@@ -180,30 +134,43 @@ def _digits(split: str, image_size: int) -> tuple[np.ndarray, np.ndarray]:
         np.arange(len(labels)), test_size=_DIGITS_TEST, random_state=0, stratify=labels
     )[0 if split == "train" else 1]
     images = np.rint(pixels[chosen] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
-    images = np.stack([_resized(Image.fromarray(image), image_size) for image in images])
+    images = np.stack([resized(Image.fromarray(image), image_size) for image in images])
     return images[..., None], labels[chosen].astype(np.int32)
 
 
-def _decode_all(source: Any, image_size: int, title: str) -> tuple[np.ndarray, np.ndarray]:
-    images = np.empty((len(source), image_size, image_size, 3), np.uint8)
-    labels = np.empty(len(source), np.int32)
-    with tqdm(total=len(source), desc=title, unit=" images", delay=1, disable=None) as bar:
-        for start in range(0, len(source), _READ_CHUNK):
-            rows = range(start, min(start + _READ_CHUNK, len(source)))
-            with readable(f"The split {title!r}"):
-                records = source.__getitems__(list(rows))
-            labels[rows.start : rows.stop] = labels_of(records, title)
-            for row, record in zip(rows, records, strict=True):
-                with readable(f"Image {row} of the split {title!r}"):
-                    image = Image.open(io.BytesIO(record["image"])).convert("RGB")
-                images[row] = _resized(image, image_size)
+def _decode_all(
+    records: Records, image_size: int, unreadable: str
+) -> tuple[np.ndarray, np.ndarray, list[Undecodable]]:
+    """All images and labels, and those images that cannot be decoded."""
+    count, bad = len(records.source), []
+    images = np.empty((count, image_size, image_size, 3), np.uint8)
+    labels = np.empty(count, np.int32)
+    with tqdm(total=count, desc=records.title, unit=" images", delay=1, disable=None) as bar:
+        for start in range(0, count, _READ_CHUNK):
+            rows = range(start, min(start + _READ_CHUNK, count))
+            found = records.fetch(rows)
+            labels[rows.start : rows.stop] = records.labels(rows, found)
+            bad += records.decode(
+                rows, found, lambda file, _: decode_whole(file, image_size),
+                images[rows.start : rows.stop], unreadable=unreadable,
+            ).values()  # fmt: skip
             bar.update(len(rows))
-    return images, labels
+    return images, labels, bad
 
 
-def _resized(image: Image.Image, image_size: int) -> np.ndarray:
-    # Without a change of size, resize returns the very pixels.
-    return np.asarray(image.resize((image_size, image_size), Image.Resampling.BILINEAR))
+def _without(split: Split, bad: Sequence[Undecodable]) -> Split:
+    """A split in memory without some of its examples; the others keep their numbers."""
+    if not bad:
+        return split
+    if len(bad) == split.num_examples:
+        raise UserError(f"No image of the split {split.title!r} can be decoded: {bad[0].sentence}")
+    report_left_out(split.title, split.num_examples, bad)
+    assert split.images is not None and split.labels is not None
+    kept = np.setdiff1d(np.arange(split.num_examples), [each.number for each in bad])
+    return dataclasses.replace(
+        split, num_examples=len(kept), images=split.images[kept], labels=split.labels[kept],
+        numbers=kept,
+    )  # fmt: skip
 
 
 def _open_tfds(data: Any, split: str) -> Any:
@@ -212,8 +179,10 @@ def _open_tfds(data: Any, split: str) -> Any:
     # Imported here because it takes a second, which digits should not pay for.
     import tensorflow_datasets as tfds
 
-    with readable(str(folder)):
+    try:
         builder: Any = tfds.builder_from_directory(folder)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise UserError(f"{folder} cannot be read ({error}): prepare the dataset again.") from error
     features = builder.info.features
     kinds = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
     for name, kind in kinds.items():

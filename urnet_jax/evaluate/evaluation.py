@@ -14,10 +14,10 @@ from tqdm import tqdm
 
 from urnet_jax.config import Config, architecture, heeds_scale
 from urnet_jax.data.batches import eval_batches
-from urnet_jax.data.sources import Split
+from urnet_jax.data.splits import Split
 from urnet_jax.errors import UserError
-from urnet_jax.nets.architecture import Architecture
-from urnet_jax.nets.cost import flops_per_sample, network_macs
+from urnet_jax.nets.contract import Description
+from urnet_jax.nets.cost import flops_per_sample
 from urnet_jax.xla import sharding
 
 
@@ -38,7 +38,7 @@ class Evaluation:
         for, or the network has none.
     """
 
-    arch: Architecture
+    arch: Description
     scales: tuple[float, ...]
     index: Int[np.ndarray, " n"]
     labels: Int[np.ndarray, " n"]
@@ -51,7 +51,7 @@ class Evaluation:
     @property
     def full_flops(self) -> float:
         """FLOPs of a sample that uses every block, gates included."""
-        return 2.0 * network_macs(self.arch)
+        return 2.0 * self.arch.cost.full_macs
 
 
 def check_scales(scales: Iterable[float]) -> tuple[float, ...]:
@@ -118,10 +118,14 @@ def evaluate(
 
     held = [name for name in kept if parts[0][name]]
     rows = {name: np.stack([np.concatenate(part[name]) for part in parts]) for name in held}
+    # An image that could not be decoded has the label -1; no host knows those of the others.
+    read = rows["label"][0] >= 0
+    rows = {name: values[:, read] for name, values in rows.items()}
+    numbers = np.arange(split.num_examples) if split.numbers is None else split.numbers
     return Evaluation(
         arch=arch,
         scales=grid,
-        index=np.arange(split.num_examples) if split.numbers is None else split.numbers,
+        index=numbers[read],
         labels=rows["label"][0],
         predictions=rows["prediction"],
         loss=rows["loss"],
@@ -189,7 +193,7 @@ def summarize(evaluation: Evaluation) -> pd.DataFrame:
     residual blocks that a sample used of `blocks_total`; `usage_mean` is their share. `flops_share`
     is `flops_mean` as a share of `flops_full`, the network with every block used.
     """
-    total, full = evaluation.arch.num_blocks, evaluation.full_flops
+    total, full = evaluation.arch.num_gates, evaluation.full_flops
     correct = (evaluation.predictions == evaluation.labels).sum(axis=1)
     blocks, flops = evaluation.gates.sum(axis=2, dtype=np.int64), evaluation.flops
     return pd.DataFrame(

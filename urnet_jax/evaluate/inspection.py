@@ -18,9 +18,9 @@ from etils import epath
 from matplotlib.figure import Figure
 
 from urnet_jax.config import Config, architecture
-from urnet_jax.data import subsets
-from urnet_jax.data.batches import examples
-from urnet_jax.data.sources import Split, open_split
+from urnet_jax.data import splits
+from urnet_jax.data.sources import open_split
+from urnet_jax.data.splits import Split, examples
 from urnet_jax.errors import UserError
 from urnet_jax.evaluate import plots
 from urnet_jax.evaluate.evaluation import Evaluation, evaluate, summarize
@@ -35,10 +35,10 @@ from urnet_jax.evaluate.gate_tables import (
     usage_by_class,
 )  # fmt: skip
 from urnet_jax.evaluate.step import EvalStep, make_eval_step
-from urnet_jax.nets.architecture import Architecture
+from urnet_jax.nets.contract import Description
+from urnet_jax.nets.network import Tree
 from urnet_jax.runs.load import load_network
 from urnet_jax.runs.meta import Meta
-from urnet_jax.train.state import Tree
 
 __all__ = [
     "SWEEP", "Run", "distinct_paths", "easy_and_hard", "gate_table", "load", "plot_blocks",
@@ -75,7 +75,7 @@ class Run:
         return self.meta.config
 
     @property
-    def arch(self) -> Architecture:
+    def arch(self) -> Description:
         return architecture(self.config)
 
     def split(self, name: str = "test") -> Split:
@@ -94,12 +94,12 @@ class Run:
         if count >= split.num_examples:
             return split
         chosen = np.linspace(0, split.num_examples - 1, count).round().astype(int)
-        return subsets.take(split, chosen)
+        return splits.take(split, chosen)
 
     @functools.cached_property
     def _eval_step(self) -> EvalStep:
         # Kept, for its compilation takes longer than a few thousand small images.
-        return make_eval_step(self.config, self.meta.phase, with_gate_logits=True)
+        return make_eval_step(self.config, self.meta.phase)
 
     def evaluate(
         self, scales: Sequence[float] | None = None, split: str | Split = "test"
@@ -138,7 +138,7 @@ class Run:
           UserError: the split has no such example.
         """
         split = self.split(split) if isinstance(split, str) else split
-        return self.gates(scales, subsets.take(split, subsets.places(split, np.array([sample]))))
+        return self.gates(scales, splits.take(split, splits.places(split, np.array([sample]))))
 
     def plot_samples(
         self, table: pd.DataFrame, split: str | Split = "test", columns: int = 8
@@ -148,7 +148,7 @@ class Run:
         These say the class, the prediction where it is wrong, and the blocks used.
         """
         split = self.split(split) if isinstance(split, str) else split
-        images, _ = examples(split, subsets.places(split, table["sample"].to_numpy()))
+        images, _ = examples(split, splits.places(split, table["sample"].to_numpy()))
         rows: Any = table.itertuples()
         captions = [
             f"#{row.sample}: class {row.label}"
@@ -179,8 +179,8 @@ def load(
         blocks are dropped at random.
     """
     meta, params, batch_stats = load_network(workdir, which)
-    if not meta.config.model.gated or meta.phase == "pretrain":
-        kind = "of phase pretrain" if meta.config.model.gated else "of a plain network"
+    if not architecture(meta.config).gated or meta.phase == "pretrain":
+        kind = "of phase pretrain" if architecture(meta.config).gated else "of a plain network"
         raise UserError(
             f"The checkpoint of step {meta.step} in {workdir} is {kind}, which has no trained "
             "gates to look into: name the workdir of a run that has reached phase gates."
@@ -229,7 +229,7 @@ def plot_blocks(evaluation: Evaluation, scale: float) -> Figure:
 
 
 def _stages(evaluation: Evaluation) -> list[int]:
-    return [stage.num_blocks for stage in evaluation.arch.stages]
+    return [count for _, count in evaluation.arch.gate_groups]
 
 
 def plot_logits(gates: pd.DataFrame) -> Figure:

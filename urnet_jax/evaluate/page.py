@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from urnet_jax.config import heeds_scale
-from urnet_jax.data.sources import Split
+from urnet_jax.data.splits import Split
 from urnet_jax.evaluate import html, page_images, plots
 from urnet_jax.evaluate.evaluation import Evaluation, summarize
 from urnet_jax.evaluate.inspection import Run
@@ -26,13 +26,13 @@ def make(run: Run, split: Split, evaluation: Evaluation, record: Mapping[str, An
     """
     arch = evaluation.arch
     kind = "Gated" if arch.gated else "Plain"
-    title = f"{kind} ResNet-{arch.depth} on {record['dataset']}"
+    title = f"{kind} {arch.name} on {record['dataset']}"
     if not heeds_scale(run.config, run.meta.phase):
         why = "This network is plain: it has no gates"
         if arch.gated:
             why = "This checkpoint is of phase pretrain, in which gates are not used"
         sentence = (
-            f"{why}, and all of its {arch.num_blocks} blocks run for every image whatever S is, so "
+            f"{why}, and all of its {arch.num_gates} blocks run for every image whatever S is, so "
             "that there is one row to show and nothing more."
         )
         parts = _facts(record), html.section("Accuracy and cost", _table(evaluation))
@@ -51,7 +51,7 @@ def make(run: Run, split: Split, evaluation: Evaluation, record: Mapping[str, An
         title,
         html.paragraph(
             "The compute of this residual network is turned up and down while it is in use. "
-            f"{_decides(run, arch.num_blocks)} where it does not, the block's shortcut alone "
+            f"{_decides(run, arch.num_gates)} where it does not, the block's shortcut alone "
             "passes the features on. S asks for about that share of the blocks. One set of weights "
             "serves every S."
         ),
@@ -73,7 +73,7 @@ def _decides(run: Run, num_blocks: int) -> str:
             f"Of its {num_blocks} residual blocks {scale} leaves some to each image, which are "
             "drawn at random; a block runs if it is left, and"
         )
-    if run.arch.external:
+    if run.config.model.get("gate_network") == "external":
         return (
             f"A ResNet-8 beside it sees the image and {scale} and decides for each of the "
             f"{num_blocks} residual blocks whether it runs;"
@@ -120,7 +120,7 @@ def _table(evaluation: Evaluation) -> str:
         "S",
         "Top-1,\n%",
         "FLOPs,\n%",
-        f"Blocks\nof {evaluation.arch.num_blocks}",
+        f"Blocks\nof {evaluation.arch.num_gates}",
         "Blocks,\nmin–max",
         f"FLOPs,\n{name}",
     )
@@ -156,7 +156,7 @@ def _results(evaluation: Evaluation, plain_top1_percent: float | None) -> str:
     )
     curve = html.plot(figure, caption, f"Curve of top-1 against FLOPs, from {low} to {high}.")
 
-    stages, width = [stage.num_blocks for stage in arch.stages], html.width(arch.num_blocks)
+    stages, width = [count for _, count in arch.gate_groups], html.width(arch.num_gates)
     used = 100 * evaluation.gates.mean(axis=(0, 1), dtype=np.float64)
     most, least = used.argmax(), used.argmin()
     usage = html.plot(

@@ -6,9 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from urnet_jax.data import subsets
-from urnet_jax.data.batches import examples
-from urnet_jax.data.sources import Split
+from urnet_jax.data.splits import Split, examples, places
 from urnet_jax.evaluate import html, inspection, plots
 from urnet_jax.evaluate.evaluation import Evaluation, summarize
 from urnet_jax.evaluate.figures import thumbnail, to_png
@@ -24,7 +22,7 @@ class Seen:
 
     def __init__(self, run: Run, split: Split, evaluation: Evaluation):
         self._run, self._split, self._evaluation = run, split, evaluation
-        self._total = evaluation.arch.num_blocks
+        self._total = evaluation.arch.num_gates
         self._lost = None  # where the grid lacks one of the two scales
         if len(inspection.at_scales(evaluation, (_RIGHT_AT, _WRONG_AT)).scales) == 2:
             table = self._gates(_RIGHT_AT, _WRONG_AT)
@@ -171,7 +169,7 @@ class Seen:
         self, table: pd.DataFrame, lines: Sequence[tuple[str, ...]]
     ) -> list[html.Picture]:
         """The images of the table's rows, each with its class and then its lines below."""
-        where = subsets.places(self._split, table["sample"].to_numpy())
+        where = places(self._split, table["sample"].to_numpy())
         images, _ = examples(self._split, where)
         pictures = []
         for row, image, below in zip(_rows(table), images, lines, strict=True):

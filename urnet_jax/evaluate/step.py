@@ -9,13 +9,18 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from urnet_jax.config import Config, architecture, heeds_scale
+from urnet_jax import streams
+from urnet_jax.config import Config, architecture, heeds_scale, weighs_only
+from urnet_jax.config import network as network_of
 from urnet_jax.data import augment
-from urnet_jax.nets.architecture import Execution
+from urnet_jax.nets import network
+from urnet_jax.nets.contract import GateInputs
 from urnet_jax.nets.execution import choose
-from urnet_jax.train import draws
-from urnet_jax.train.losses import cross_entropy
-from urnet_jax.train.state import Tree, apply, network_graph
+from urnet_jax.nets.gates import draw_kept
+from urnet_jax.nets.mode import Execution, Mode
+from urnet_jax.nets.network import Tree
+from urnet_jax.phases import PHASES
+from urnet_jax.streams import Stream
 from urnet_jax.xla import sharding
 from urnet_jax.xla.compilation import compiler_options
 
@@ -26,10 +31,9 @@ EvalStep = Callable[
 
 
 def make_eval_step(
-    config: Config, phase: str = "joint", execution: Execution = "auto", mesh: Mesh | None = None,
-    with_gate_logits: bool = False,
-) -> EvalStep:  # fmt: skip
-    """The jitted evaluation of one batch at one S per sample, gates hard (p = 0).
+    config: Config, phase: str = "joint", execution: Execution = "auto", mesh: Mesh | None = None
+) -> EvalStep:
+    """The jitted evaluation of one batch at one S per sample, gates hard.
 
     A network that is still in `pretrain` has untrained gates: it is evaluated with all blocks on.
     Under random drop the blocks that an example keeps depend on the seed, its index and S alone.
@@ -37,39 +41,35 @@ def make_eval_step(
     Args:
       config: the run's.
       phase: that the weights come from.
-      execution: how gated blocks are run, see `architecture.Execution`.
+      execution: how gated blocks are run.
       mesh: of one axis `data` whose devices share the batch, whose size they divide; each skips
         blocks for its own part. By default everything stays where it is.
-      with_gate_logits: also gives gate_logits [B, N], of a gated network after `pretrain`.
 
     Returns:
       f(params, batch_stats, images, labels, scale, index) -> correct [B] (bool), prediction [B],
-      loss [B] (cross entropy, nats), gates [B, N], label [B]; with a mesh, the whole batch's on
-      every device.
+      loss [B] (the task's, nats), gates [B, G], label [B] and, where the network's own gates
+      decide, gate_logits [B, G]; with a mesh, the whole batch's on every device.
     """
-    graph, num_blocks = network_graph(config), architecture(config).num_blocks
-    gated, platform = config.model.gated and phase != "pretrain", sharding.platform(mesh)
-    skips = heeds_scale(config, phase)
+    arch, build = network_of(config)
+    graph, task, platform = network.graph(arch, build), network.task(arch), sharding.platform(mesh)
+    asked = Mode(execution=execution if heeds_scale(config, phase) else "dense")
 
     def eval_step(
         params: Tree, batch_stats: Tree, images: Array, labels: Array, scale: Array, index: Array
     ) -> dict[str, Array]:
-        logits, gates, *gate_logits, _ = apply(
+        output, _ = network.apply(
             graph, params, batch_stats,
-            augment.normalize(images, *augment.normalization(config.data.name)), scale,
-            gates=None if gated else jnp.ones((images.shape[0], num_blocks)),
-            execution=choose(execution, images.shape[0], platform) if skips else "dense",
-            with_gate_logits=with_gate_logits and gated,
-            **draws.for_test(config, phase, scale, index),
+            augment.normalize(images, *augment.normalization(config.data.name)),
+            gate_inputs(config, phase, scale, index), choose(asked, images.shape[0], platform),
         )  # fmt: skip
-        prediction = logits.argmax(-1).astype(jnp.int32)
+        logits = {} if output.gate_logits is None else {"gate_logits": output.gate_logits}
         return {
-            "correct": prediction == labels,
-            "prediction": prediction,
-            "loss": cross_entropy(logits, labels),
-            "gates": gates,
+            "correct": task.correct(output.prediction, labels),
+            "prediction": task.answer(output.prediction),
+            "loss": task.loss(output.prediction, labels),
+            "gates": output.gates,
             "label": labels,
-            **({"gate_logits": gate_logits[0]} if gate_logits else {}),
+            **logits,
         }
 
     placed: Any = {}
@@ -84,3 +84,22 @@ def make_eval_step(
         # gathered, for every host writes or compares them.
         placed = {"out_shardings": sharding.replicated(mesh)}
     return jax.jit(eval_step, compiler_options=compiler_options(platform), **placed)
+
+
+def gate_inputs(
+    config: Config, phase: str, scale: Float[Array, " B"], index: Int[Array, " B"]
+) -> GateInputs:
+    """What a network of `phase` is tested and served with.
+
+    Nothing is drawn but for random drop, whose draws depend on the seed, each example's `index` and
+    S alone; gates beside it are sigmoids, which weigh what it leaves.
+    """
+    size, arch = index.shape[0], architecture(config)
+    num_gates, inputs = arch.num_gates, GateInputs(scale)
+    if not (arch.gated and PHASES[phase].own_gates):
+        inputs = inputs._replace(given=jnp.ones((size, num_gates)))
+    if heeds_scale(config, phase) and config.gate.random_drop != "never":
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(streams.key(config.seed, Stream.TEST), index)
+        sigmoid = jnp.ones((size, num_gates), bool) if weighs_only(config) else None
+        inputs = inputs._replace(kept=draw_kept(keys, scale, num_gates), sigmoid=sigmoid)
+    return inputs

@@ -1,31 +1,22 @@
 """What a residual network is made of, as plain numbers.
 
-The network (`resnet.py`) is built from these numbers and the multiply-adds (`flops.py`) are counted
-from them, so neither can drift from the other.
+The network (`resnet.py`) is built from these numbers, and its multiply-adds are counted from the
+same ones, so that neither can drift from the other.
 """
 
 import dataclasses
-from typing import Literal, get_args
+import functools
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from urnet_jax.nets.cost import Convolution, Linear, UnitCost
 
 Shortcut = Literal["A", "pool", "B"]
 
 BlockKind = Literal["basic", "bottleneck"]
 
 GateNetwork = Literal["block", "external"]
-
-Execution = Literal["auto", "dense", "cond", "compact", "pieces"]
-"""How the blocks are run; the outputs are the same, to rounding.
-
-`dense`: every block for every sample, masked by the gates; the reference, and what training does.
-`cond`: a block is skipped where the whole batch skips it.
-`compact`: the samples that run a block are gathered, padded to the smallest of a few static
-capacities, and scattered back.
-`pieces`: the samples that run a block are gathered in pieces of a few static sizes that add up to
-them exactly, and scattered back.
-`auto`: what was fastest where it was measured, as `execution.choose` says.
-"""
-
-EXECUTIONS: tuple[str, ...] = get_args(Execution)
 
 IMAGENET_BLOCKS: dict[int, tuple[BlockKind, tuple[int, ...]]] = {
     18: ("basic", (2, 2, 2, 2)),
@@ -56,6 +47,26 @@ class StageSpec:
     def changes_shape(self) -> bool:
         return self.stride != 1 or self.in_channels != self.out_channels
 
+    def convolutions(self, *, entry: bool) -> tuple[Convolution, ...]:
+        """Those of a block's residual function: 3x3 twice, or 1x1, 3x3 with the stride, 1x1."""
+        inputs, stride = (self.in_channels, self.stride) if entry else (self.out_channels, 1)
+        mid, outputs = self.mid_channels, self.out_channels
+        if self.block == "basic":
+            return Convolution(3, inputs, mid, stride), Convolution(3, mid, outputs)
+        first, last = Convolution(1, inputs, mid), Convolution(1, mid, outputs)
+        return first, Convolution(3, mid, mid, stride), last
+
+    @property
+    def projection(self) -> Convolution:
+        """The shortcut `B` of an entry block that changes shape."""
+        return Convolution(1, self.in_channels, self.out_channels, self.stride)
+
+
+def gate_layers(channels: int, reduction: int) -> tuple[Linear, Linear]:
+    """A gate over `channels` features: pooled features and S to C / r units, and those to one."""
+    hidden = max(1, channels // reduction)
+    return Linear(2 * channels, hidden), Linear(hidden, 1)
+
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
@@ -79,6 +90,9 @@ class Architecture:
         comparison); of the `cifar` family only.
       gate_reduction: a gate's hidden layer has channels / gate_reduction units.
     """
+
+    network: ClassVar[str] = "urnet_jax.nets.resnet:ResNet"
+    task: ClassVar[str] = "urnet_jax.nets.tasks:Classification"
 
     family: Literal["cifar", "imagenet"]
     depth: int
@@ -148,8 +162,62 @@ class Architecture:
 
     @property
     def num_blocks(self) -> int:
-        """Residual blocks, which is the number of gates of a gated network."""
+        """Residual blocks."""
         return sum(stage.num_blocks for stage in self.stages)
+
+    @property
+    def num_gates(self) -> int:
+        """One for every block; those of a plain network are always open."""
+        return self.num_blocks
+
+    @property
+    def gate_groups(self) -> tuple[tuple[str, int], ...]:
+        """The stages, in network order: what each is called, and its gates."""
+        return tuple((f"stage {n}", s.num_blocks) for n, s in enumerate(self.stages, 1))
+
+    @property
+    def stem(self) -> Convolution:
+        """The first convolution."""
+        kernel, stride = (3, 1) if self.family == "cifar" else (7, 2)
+        return Convolution(kernel, self.image_channels, self.width, stride)
+
+    @property
+    def head(self) -> Linear:
+        """The last layer, from the means of the last features to the classes."""
+        return Linear(self.stages[-1].out_channels, self.num_classes)
+
+    @property
+    def cost(self) -> UnitCost:
+        """The multiply-adds of one image, part by part; no network is built."""
+        return self._cost()
+
+    @functools.cache  # noqa: B019  # Few networks live in a process, and each is small.
+    def _cost(self) -> UnitCost:
+        stem_macs, size = self.stem.macs(self.image_size), self.stage_input_size
+        own_gates = self.gated and self.external is None
+        always, unit_macs, gate_macs = stem_macs + self.head.macs, [], []
+        for stage in self.stages:
+            if stage.changes_shape and self.shortcut == "B":
+                always += stage.projection.macs(size)
+            for i in range(stage.num_blocks):
+                convolutions, macs = stage.convolutions(entry=i == 0), 0
+                layers = gate_layers(convolutions[0].inputs, self.gate_reduction)
+                gate_macs.append(sum(layer.macs for layer in layers) if own_gates else 0)
+                for convolution in convolutions:
+                    macs += convolution.macs(size)
+                    size = convolution.output_size(size)
+                unit_macs.append(macs)
+        external = self._external_macs()
+        always += sum(gate_macs) + external
+        units, gates = (np.array(macs, np.int64) for macs in (unit_macs, gate_macs))
+        return UnitCost(always, units, gates, stem_macs, external)
+
+    def _external_macs(self) -> int:
+        """A ResNet-8 to the hidden units, S to them, and from those to the blocks' logits."""
+        if self.external is None:
+            return 0
+        hidden = self.external.num_classes
+        return self.external.cost.full_macs + hidden + hidden * self.num_blocks
 
     @property
     def external(self) -> "Architecture | None":
@@ -168,10 +236,15 @@ class Architecture:
             return self.image_size
         return -(-(-(-self.image_size // 2)) // 2)
 
+    @property
+    def name(self) -> str:
+        """Short: 'ResNet-20'."""
+        return f"ResNet-{self.depth}"
+
     def describe(self) -> str:
         """For people: 'gated ResNet-20 (cifar, width 16, shortcut A) for 10 classes at 32 px'."""
         kind = "externally gated" if self.external else "gated" if self.gated else "plain"
         return (
-            f"{kind} ResNet-{self.depth} ({self.family}, width {self.width}, shortcut "
+            f"{kind} {self.name} ({self.family}, width {self.width}, shortcut "
             f"{self.shortcut}) for {self.num_classes} classes at {self.image_size} px"
         )

@@ -1,65 +1,56 @@
-"""Residual blocks and the stages that they stand in, plain and gated.
+"""Residual blocks, the units of a ResNet, and the stages that they stand in.
 
 A stage is an entry block and a body of identical blocks whose parameters are stacked along a new
 first axis, so that one compiled block serves the whole body.
 """
 
 import functools
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from urnet_jax.nets.architecture import Architecture, Execution, StageSpec
-from urnet_jax.nets.execution import run_block
-from urnet_jax.nets.gates import ConditionalGate, activate
+from urnet_jax.nets.architecture import Architecture, StageSpec
+from urnet_jax.nets.contract import Features, GateInputs, Summary, Unit
+from urnet_jax.nets.cost import Convolution
+from urnet_jax.nets.execution import run_unit
+from urnet_jax.nets.gates import ConditionalGate, decide, pool
+from urnet_jax.nets.mode import Build, Mode
 from urnet_jax.xla.convolution import conv_general_dilated
 
-Features = Float[Array, "B H W C"]
-GateAndLogit = tuple[Float[Array, "*n B"], Float[Array, "*n B"] | None]
+GateAndLogit = tuple[Float[Array, "*n B g"], Float[Array, "*n B g"] | None]
 
 
-class GateInputs(NamedTuple):
-    """What decides gates besides features and S, for n blocks or for one.
-
-    Attributes:
-      use_sigmoid: where a gate is a sigmoid instead of a step.
-      noise: what is added to the logits before they become gates.
-      given: gates that are used instead of the blocks' own.
-      kept: what the blocks' own gates are multiplied by.
-    """
-
-    use_sigmoid: Bool[Array, "*n B"]
-    noise: Float[Array, "*n B"] | None
-    given: Float[Array, "*n B"] | None
-    kept: Float[Array, "*n B"] | None
-
-
-def conv(
-    inputs: int, outputs: int, size: int, stride: int, dtype: jnp.dtype, rngs: nnx.Rngs
-) -> nnx.Conv:
+def conv(spec: Convolution, build: Build, rngs: nnx.Rngs) -> nnx.Conv:
     """A convolution as He et al. have it: no bias, initial weights scaled by its fan-out."""
     # Explicit padding: `SAME` would pad strided convolutions on one side only, unlike He et al.
     return nnx.Conv(
-        inputs,
-        outputs,
-        kernel_size=(size, size),
-        strides=stride,
-        padding=[(size // 2, size // 2)] * 2,
+        spec.inputs,
+        spec.outputs,
+        kernel_size=(spec.kernel, spec.kernel),
+        strides=spec.stride,
+        padding=[(spec.kernel // 2, spec.kernel // 2)] * 2,
         use_bias=False,
-        dtype=dtype,
+        dtype=jnp.dtype(build.dtype),
+        precision=build.precision,
         kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
         conv_general_dilated=conv_general_dilated,
         rngs=rngs,
     )
 
 
-def norm(channels: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.BatchNorm:
+def norm(channels: int, build: Build, rngs: nnx.Rngs) -> nnx.BatchNorm:
     """BatchNorm with PyTorch's constants."""
-    return nnx.BatchNorm(channels, momentum=0.9, epsilon=1e-5, dtype=dtype, rngs=rngs)
+    return nnx.BatchNorm(
+        channels, momentum=0.9, epsilon=1e-5, dtype=jnp.dtype(build.dtype), rngs=rngs
+    )
+
+
+def running(mode: Mode) -> bool:
+    """Whether BatchNorm beside the gates normalises with its running statistics."""
+    return mode.batch_norm == "running"
 
 
 class Block(nnx.Module):
@@ -70,46 +61,45 @@ class Block(nnx.Module):
     """
 
     def __init__(
-        self, arch: Architecture, spec: StageSpec, *, entry: bool, dtype: jnp.dtype,
-        gate_bias: float, rngs: nnx.Rngs,
-    ) -> None:  # fmt: skip
-        inputs = spec.in_channels if entry else spec.out_channels
+        self, arch: Architecture, spec: StageSpec, build: Build, *, entry: bool, rngs: nnx.Rngs
+    ) -> None:
+        convolutions = spec.convolutions(entry=entry)
+        self.inputs, self.outputs = convolutions[0].inputs, spec.out_channels
         self.stride = spec.stride if entry else 1
-        self.inputs, self.outputs = inputs, spec.out_channels
-        self.shortcut = arch.shortcut if entry and spec.changes_shape else None
-        if spec.block == "basic":
-            sizes = [(3, inputs, spec.mid_channels), (3, spec.mid_channels, spec.out_channels)]
-            strided = 0
-        else:
-            mid = spec.mid_channels
-            sizes, strided = [(1, inputs, mid), (3, mid, mid), (1, mid, spec.out_channels)], 1
-        self.num_convs = len(sizes)
-        for i, (size, c_in, c_out) in enumerate(sizes):
-            stride = self.stride if i == strided else 1
-            setattr(self, f"conv{i + 1}", conv(c_in, c_out, size, stride, dtype, rngs))
-            setattr(self, f"bn{i + 1}", norm(c_out, dtype, rngs))
-        if self.shortcut == "B":
-            self.downsample_conv = conv(inputs, self.outputs, 1, self.stride, dtype, rngs)
-            self.downsample_bn = norm(self.outputs, dtype, rngs)
+        self.resize = arch.shortcut if entry and spec.changes_shape else None
+        self.num_convs = len(convolutions)
+        for i, convolution in enumerate(convolutions, 1):
+            setattr(self, f"conv{i}", conv(convolution, build, rngs))
+            setattr(self, f"bn{i}", norm(convolution.outputs, build, rngs))
+        if self.resize == "B":
+            self.downsample_conv = conv(spec.projection, build, rngs)
+            self.downsample_bn = norm(self.outputs, build, rngs)
         if arch.gated and arch.gate_network == "block":
             self.gate = ConditionalGate(
-                inputs, reduction=arch.gate_reduction, bias=gate_bias, rngs=rngs
+                self.inputs, reduction=arch.gate_reduction, bias=build.gate_bias, rngs=rngs
             )
 
-    def residual(self, x: Features, *, train: bool) -> Features:
-        """F(X)."""
-        for i in range(1, self.num_convs + 1):
-            x = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(x), use_running_average=not train)
-            x = nnx.relu(x) if i < self.num_convs else x
-        return x
+    @property
+    def keeps_features(self) -> bool:
+        """True but for an entry block that changes shape: what enters is a ReLU's output."""
+        return self.resize is None
 
-    def shortcut_path(self, x: Features, *, train: bool) -> Features:
+    def residual(self, x: Features, mask: Float[Array, "B 1"], mode: Mode) -> Features:
+        """Gate * F(X)."""
+        weight = mask[:, None, None, :].astype(x.dtype)
+        for i in range(1, self.num_convs + 1):
+            x = getattr(self, f"conv{i}")(x)
+            x = getattr(self, f"bn{i}")(x, use_running_average=running(mode))
+            x = nnx.relu(x) if i < self.num_convs else x
+        return weight * x
+
+    def shortcut(self, x: Features, mode: Mode) -> Features:
         """X, or X brought to the block's output shape."""
-        if self.shortcut is None:
+        if self.resize is None:
             return x
-        if self.shortcut == "B":
-            return self.downsample_bn(self.downsample_conv(x), use_running_average=not train)
-        if self.shortcut == "pool":
+        if self.resize == "B":
+            return self.downsample_bn(self.downsample_conv(x), use_running_average=running(mode))
+        if self.resize == "pool":
             s = self.stride
             x = nnx.avg_pool(x, (s, s), (s, s), padding="SAME", count_include_pad=False)
         else:
@@ -117,36 +107,45 @@ class Block(nnx.Module):
         extra = self.outputs - self.inputs
         return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (extra // 2, extra - extra // 2)))
 
-    def __call__(
-        self, x: Features, pooled: Float[Array, "B C"] | None, scale: Float[Array, " B"],
-        inputs: GateInputs, *, train: bool, straight_through: bool, execution: Execution,
-    ) -> tuple[Features, Float[Array, "B D"] | None, GateAndLogit]:  # fmt: skip
-        """The block's output, its means over positions, and the gate that weighed F.
+    def merge(self, shortcut: Features, residual: Features) -> Features:
+        """ReLU of the sum."""
+        return nnx.relu(shortcut + residual)
 
-        A gate that is given is used as is, and has no logit. Means are only given and returned
-        where the execution carries them from block to block.
-        """
-        gate, logit = inputs.given, None
-        if gate is None:
-            logit = self.gate(x, scale) if pooled is None else self.gate.score(pooled, scale)
-            noisy = logit if inputs.noise is None else logit + inputs.noise
-            gate = activate(noisy, inputs.use_sigmoid, straight_through)
-            gate = gate if inputs.kept is None else gate * inputs.kept
-        if execution != "dense":
-            return *run_block(self, x, pooled, gate, execution), (gate, logit)
-        weight = gate[:, None, None, None].astype(x.dtype)
-        residual = weight * self.residual(x, train=train)
-        return nnx.relu(self.shortcut_path(x, train=train) + residual), None, (gate, logit)
+    def summary(self, x: Features) -> Summary:
+        """Means over positions."""
+        return pool(x)
+
+    def score(self, summary: Summary, scale: Float[Array, " B"]) -> Float[Array, "B 1"]:
+        """The gate's logits."""
+        return self.gate(summary, scale)
+
+
+def run_gated(
+    unit: Unit, x: Features, summary: Summary | None, inputs: GateInputs, mode: Mode
+) -> tuple[Features, Summary | None, GateAndLogit]:
+    """A unit's output, its summary, and the gates that masked its residual, with their logits.
+
+    Gates that are given have no logits. A summary is only given and returned where the execution
+    carries it from unit to unit.
+    """
+    logits = None
+    if inputs.given is None:
+        seen = unit.summary(x) if summary is None else summary
+        logits = unit.score(seen, inputs.scale)
+    gates = decide(logits, inputs, mode)
+    if mode.execution != "dense":
+        return *run_unit(unit, x, summary, gates, mode.execution), (gates, logits)
+    residual = unit.residual(x, gates, mode)
+    return unit.merge(unit.shortcut(x, mode), residual), None, (gates, logits)
 
 
 class Stage(nnx.Module):
     """An entry block and a body of identical blocks with stacked parameters."""
 
     def __init__(
-        self, arch: Architecture, spec: StageSpec, *, dtype: jnp.dtype, gate_bias: float,
-        rngs: nnx.Rngs,
-    ) -> None:  # fmt: skip
-        make = functools.partial(Block, arch, spec, dtype=dtype, gate_bias=gate_bias)
+        self, arch: Architecture, spec: StageSpec, build: Build, *, rngs: nnx.Rngs
+    ) -> None:
+        make = functools.partial(Block, arch, spec, build)
         self.num_blocks = spec.num_blocks
         self.entry = make(entry=True, rngs=rngs)
         if spec.num_blocks > 1:
@@ -159,30 +158,36 @@ class Stage(nnx.Module):
             self.body = stack(rngs)
 
     def __call__(
-        self, x: Features, pooled: Float[Array, "B C"] | None, scale: Float[Array, " B"],
-        inputs: GateInputs, *, train: bool, straight_through: bool, unroll: bool,
-        execution: Execution,
-    ) -> tuple[Features, Float[Array, "B D"] | None, GateAndLogit]:  # fmt: skip
-        """Runs the stage's n blocks; per-block quantities lead with the block axis."""
-        settings: Any = {
-            "train": train, "straight_through": straight_through, "execution": execution,
-        }  # fmt: skip
-        first = jax.tree.map(lambda array: array[0], inputs)
-        x, pooled, entry = self.entry(x, pooled, scale, first, **settings)
-        entry = jax.tree.map(lambda of_block: of_block[None], entry)
+        self, x: Features, summary: Summary | None, inputs: GateInputs, mode: Mode
+    ) -> tuple[Features, Summary | None, GateAndLogit]:
+        """Runs the stage's n blocks; gates and logits are [B, n]."""
+        x, summary, entry = run_gated(self.entry, x, summary, inputs.columns(0, 1), mode)
         if self.num_blocks == 1:
-            return x, pooled, entry
+            return x, summary, entry
         graphdef, params, stats = nnx.split(self.body, nnx.Param, ...)
+        batch = mode.batch_norm == "batch"
 
-        def run_one(features: tuple, block: tuple) -> tuple[tuple, tuple]:
-            x, pooled = features
+        def run_one(features: tuple[Features, Summary | None], block: tuple) -> tuple[tuple, tuple]:
             params, stats, inputs = block
-            module = nnx.merge(graphdef, params, stats)
-            x, pooled, gate = module(x, pooled, scale, inputs, **settings)
-            return (x, pooled), (gate, nnx.state(module, nnx.BatchStat) if train else None)
+            unit = nnx.merge(graphdef, params, stats)
+            x, summary, gates = run_gated(unit, *features, inputs, mode)
+            return (x, summary), (gates, nnx.state(unit, nnx.BatchStat) if batch else None)
 
-        blocks = (params, stats, jax.tree.map(lambda array: array[1:], inputs))
-        (x, pooled), (body, stats) = lax.scan(run_one, (x, pooled), blocks, unroll=unroll)
-        if train:
+        length = self.num_blocks - 1
+        blocks = (params, stats, inputs.columns(1, self.num_blocks).stacked(length))
+        if length == 1:
+            # XLA:CPU runs convolutions in a loop naively, and a loop of one turn stays a loop.
+            only = jax.tree.map(lambda array: array[0], blocks)
+            (x, summary), found = run_one((x, summary), only)
+            body, stats = jax.tree.map(lambda array: array[None], found)
+        else:
+            (x, summary), (body, stats) = lax.scan(
+                run_one, (x, summary), blocks, unroll=mode.unroll
+            )
+        if batch:
             nnx.update(self.body, stats)
-        return x, pooled, jax.tree.map(lambda *parts: jnp.concatenate(parts), entry, body)
+        return x, summary, jax.tree.map(_joined, entry, body)
+
+
+def _joined(entry: Float[Array, "B 1"], body: Float[Array, "n B 1"]) -> Float[Array, "B m"]:
+    return jnp.concatenate([entry, body[:, :, 0].T], axis=1)

@@ -1,24 +1,21 @@
-"""How a gated block is run at inference, so that work which gates skip is not done.
+"""How a gated unit is run at inference, so that work which gates skip is not done.
 
-The features that enter a block are outputs of a ReLU. So a block that keeps their shape leaves the
-features of a sample that skips it just as they are: for that sample nothing is computed or moved.
+Most units leave the features of a sample that skips them just as they are (`Unit.keeps_features`):
+for that sample nothing is computed or moved.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from urnet_jax.nets.architecture import EXECUTIONS, Execution
-from urnet_jax.nets.gates import pool
-
-if TYPE_CHECKING:
-    from urnet_jax.nets.blocks import Block
+from urnet_jax.nets.contract import Features, Summary, Unit
+from urnet_jax.nets.mode import Execution, Mode
 
 NUM_CAPACITIES = 8
 """Capacities of `compact`, in equal steps up to the batch."""
@@ -27,78 +24,70 @@ PIECES = (32, 16, 8, 6, 4, 2, 1)
 """Samples in the pieces of `pieces`, below the whole batch. On CPU larger ones were no faster, and
 of the sizes between the powers of two only 6 was worth its compile time."""
 
-Features: TypeAlias = Float[Array, "B H W C"]
-Pooled: TypeAlias = Float[Array, "B C"] | None
-State: TypeAlias = tuple[Features, Pooled]
+State: TypeAlias = tuple[Features, Summary | None]
 
 
-def choose(execution: Execution, batch_size: int, platform: str | None = None) -> Execution:
-    """What `auto` stands for; any other execution is returned as it is.
+def choose(mode: Mode, batch_size: int, platform: str | None = None) -> Mode:
+    """The mode with what `auto` stands for; any other execution stays.
 
     Args:
-      execution: the choice that was made.
+      mode: that was asked for.
       batch_size: of one device.
       platform: `cpu`, `gpu` or `tpu`; by default JAX's.
-
-    Raises:
-      ValueError: there is no such execution.
     """
-    if execution not in EXECUTIONS:
-        raise ValueError(f"execution is {execution!r}; expected one of {', '.join(EXECUTIONS)}.")
-    if execution != "auto":
-        return execution
-    if batch_size == 1:
-        return "cond"
+    if mode.execution != "auto":
+        return mode
     # A loop asks the host to decide at every turn, which costs an accelerator more than padding.
-    return "pieces" if (platform or jax.default_backend()) == "cpu" else "compact"
+    batches = "pieces" if (platform or jax.default_backend()) == "cpu" else "compact"
+    return dataclasses.replace(mode, execution="cond" if batch_size == 1 else batches)
 
 
-def run_block(
-    block: "Block",
+def run_unit(
+    unit: Unit,
     x: Features,
-    pooled: Pooled,
-    gate: Float[Array, " B"],
+    summary: Summary | None,
+    gates: Float[Array, "B g"],
     execution: Execution,
 ) -> State:
-    """Runs one block at inference without what its gates skip.
+    """Runs one unit at inference without what its gates skip.
 
     Args:
-      block: of B samples' features.
-      x: the features, outputs of a ReLU.
-      pooled: their means over positions if gates need them, else None.
-      gate: what weighs F; a sample runs the block where it is above 0.
+      unit: of B samples' features.
+      x: the features that enter it.
+      summary: what gates see of them, if gates need that, else None.
+      gates: that mask the unit's residual; a sample runs the unit where any is above 0.
       execution: not `dense` or `auto`.
 
     Returns:
-      The block's output and, unless `pooled` is None, its means; those of a sample that skips a
-      block which keeps the shape are not computed again.
+      The unit's output and, unless `summary` is None, its summary; those of a sample that skips a
+      unit which keeps its features are not computed again.
     """
-    if block.shortcut is None:
-        shortcut = None
-    else:
-        shortcut = block.shortcut_path(x, train=False)
+    mode = Mode(execution=execution)
+    shortcut = None if unit.keeps_features else unit.shortcut(x, mode)
 
     def run(state: State, rows: Int[Array, " n"] | None = None) -> State:
-        """Runs the block for the given samples, or for all; a gate of 0 changes nothing."""
-        out, pooled = state
-        if shortcut is None and rows is not None and rows.size == gate.size:
-            # All samples, wherever they stand. An entry block moves them even so: else F would
-            # depend on nothing that changes in a loop, and XLA would compute it before the loop.
+        """Runs the unit for the given samples, or for all; gates of 0 change nothing."""
+        out, summary = state
+        if shortcut is None and rows is not None and rows.size == len(gates):
+            # All samples, wherever they stand. A unit with a shortcut of its own moves them even
+            # so: else the residual would depend on nothing that changes in a loop, and XLA would
+            # compute it before the loop.
             rows = None
         base = _take(out if shortcut is None else shortcut, rows)
         inputs = base if shortcut is None else _take(x, rows)
-        weight = _take(gate, rows)[:, None, None, None].astype(x.dtype)
-        new = nnx.relu(base + weight * block.residual(inputs, train=False))
-        if pooled is not None:
-            pooled = _put(pooled, rows, pool(new))
-        return _put(out, rows, new), pooled
+        new = unit.merge(base, unit.residual(inputs, _take(gates, rows), mode))
+        if summary is not None:
+            summary = _put(summary, rows, unit.summary(new))
+        return _put(out, rows, new), summary
 
-    if shortcut is not None:
-        x_skipped = nnx.relu(shortcut)
-        state = x_skipped, None if pooled is None else pool(x_skipped)
+    if shortcut is None:
+        state = x, summary
     else:
-        state = x, pooled
-    return _RUNNERS[execution](run, state, gate > 0)
+        skipped = unit.merge(shortcut, jnp.zeros((), shortcut.dtype))
+        state = skipped, None if summary is None else unit.summary(skipped)
+    active = (gates > 0).any(axis=1)
+    # Of no samples there is nothing to run, and a loop over none would never end.
+    return _RUNNERS[execution](run, state, active) if active.size else state
 
 
 def _take(array: Array, rows: Array | None) -> Array:

@@ -1,4 +1,7 @@
-"""Checkpoints: the training state and what it says of itself. The only user of Orbax."""
+"""Checkpoints: the training state, and what it says of itself.
+
+Orbax is used here, and in `retention`; nowhere else.
+"""
 
 import contextlib
 import dataclasses
@@ -6,7 +9,7 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -16,6 +19,7 @@ from etils import epath
 from urnet_jax.errors import UserError, writable
 from urnet_jax.runs import checksums
 from urnet_jax.runs.meta import Meta, Score
+from urnet_jax.runs.retention import newest_and_best
 from urnet_jax.xla import sharding
 
 FOLDER = "checkpoints"
@@ -42,15 +46,12 @@ class Checkpointer:
         self._saving: int | None = None
         writes = keep > 0
         sealed = ocp.AsyncOptions(post_finalization_callback=self._seal)
-        policies = ocp.checkpoint_managers
         self._manager = _Manager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
                 create=writes,
                 cleanup_tmp_directories=writes,
-                preservation_policy=policies.AnyPreservationPolicy(
-                    [policies.LatestN(keep), _Best(keep_best, self._scores)]
-                ),
+                preservation_policy=newest_and_best(keep, keep_best, self._scores),
                 enable_async_checkpointing=writes,
                 async_options=sealed if writes else None,
             ),
@@ -158,24 +159,6 @@ class _Manager(ocp.CheckpointManager):
         """Whoever asks must ask at every step, and only once: `interruption` does."""
         del step
         return False
-
-
-class _Best(ocp.checkpoint_managers.PreservationPolicy):
-    """Keeps the n checkpoints with the highest score."""
-
-    def __init__(self, n: int, scores: dict[int, Score | None]) -> None:
-        self._n, self._scores = n, scores
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
-        del context
-        best = best_steps({c.step: self._scores.get(c.step) for c in checkpoints})[: self._n]
-        return [c.step in best for c in checkpoints]
-
-
-def best_steps(scores: dict[int, Score | None]) -> list[int]:
-    """The steps that were evaluated, the best first, of equals the newest."""
-    known = [(score, step) for step, score in scores.items() if score is not None]
-    return [step for _, step in sorted(known, reverse=True)]
 
 
 def _folder(workdir: epath.PathLike) -> epath.Path:
@@ -292,10 +275,10 @@ def restore_part(workdir: epath.PathLike, step: int, abstract: dict[str, Any]) -
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             parts = reader.restore(folder / "state", args=args)
-        # Orbax leaves what it does not find as it was asked for.
         for path, leaf in jax.tree_util.tree_leaves_with_path(parts):
-            if not isinstance(leaf, jax.Array):
-                raise ValueError(f"it holds no {jax.tree_util.keystr(path, simple=True)}")
+            if not isinstance(leaf, jax.Array):  # What Orbax does not find stays abstract.
+                name = jax.tree_util.keystr(path, simple=True, separator=".")
+                raise ValueError(f"it holds no {name}")
     except Exception as error:  # Orbax and TensorStore raise many kinds for a bad file.
         raise damaged(folder, error) from error
     return parts

@@ -1,20 +1,17 @@
 """The network of a run's checkpoint, without its optimiser."""
 
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple
 
 import jax
 from etils import epath
-from flax import nnx
 
-from urnet_jax.config import architecture
+from urnet_jax.config import network as network_of
 from urnet_jax.errors import UserError
-from urnet_jax.nets.architecture import Architecture
-from urnet_jax.nets.resnet import ResNet
+from urnet_jax.nets import network
+from urnet_jax.nets.network import Tree
 from urnet_jax.runs import checkpoint
 from urnet_jax.runs.meta import Meta
-
-Tree: TypeAlias = dict[str, Any]
-"""Variables of a network by their paths: nested dicts of arrays."""
+from urnet_jax.runs.retention import best_steps
 
 
 class LoadedNetwork(NamedTuple):
@@ -45,7 +42,7 @@ def load_network(
     """
     meta = _find(workdir, which)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    params, batch_stats = abstract_variables(architecture(meta.config))
+    params, batch_stats = network.abstract_variables(*network_of(meta.config))
     averaged = meta.config[meta.phase].ema_decay > 0
     name = "ema_params" if averaged else "params"
     # Without a sharding of its own, Orbax restores an array to the device it was saved from.
@@ -57,19 +54,12 @@ def load_network(
     return LoadedNetwork(meta, parts[name], parts["batch_stats"])
 
 
-def abstract_variables(arch: Architecture) -> tuple[Tree, Tree]:
-    """The params and batch_stats of a network in shapes and dtypes, without computing any."""
-    network = nnx.eval_shape(lambda: ResNet(arch, rngs=nnx.Rngs(0)))
-    _, params, batch_stats = nnx.split(network, nnx.Param, nnx.BatchStat)
-    return nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
-
-
 def _find(workdir: epath.PathLike, which: Literal["newest", "best"] | int) -> Meta:
     meta = None
     if which == "newest":
         meta = checkpoint.newest_meta(workdir)
     elif scores := checkpoint.scores(workdir):
-        step = next(iter(checkpoint.best_steps(scores)), None) if which == "best" else which
+        step = next(iter(best_steps(scores)), None) if which == "best" else which
         if step not in scores:
             held = ", ".join(map(str, scores))
             raise UserError(

@@ -1,6 +1,8 @@
 """Files of tensors: PyTorch's, which need PyTorch, and safetensors, which do not."""
 
 import io
+import pickle
+import re
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -9,40 +11,64 @@ import safetensors.numpy
 from etils import epath
 
 from urnet_jax.errors import UserError
+from urnet_jax.runs.file_kinds import kind_of_weights
 
 Tensors: TypeAlias = dict[str, np.ndarray]
 """A state dict of NumPy arrays in PyTorch's order of axes."""
+
+_SAVE_WEIGHTS = "write the weights alone, with torch.save(model.state_dict(), FILE)."
 
 TORCH_SUFFIXES = (".pt", ".pth", ".th")
 
 
 def read_state_dict(path: epath.PathLike) -> Tensors:
-    """The tensors of a checkpoint file, under the names that they have there.
+    """The tensors of a file of weights, under the names that they have there.
 
     Args:
-      path: a `.safetensors` file; any other is read by PyTorch, and may hold its tensors under
-        `state_dict` or `model`.
+      path: a file of safetensors, or one of PyTorch, which may hold its tensors under `state_dict`
+        or `model`. Its content decides which it is.
 
     Raises:
-      UserError: there is no such file, it holds other things than tensors, or it needs PyTorch
-        and there is none.
+      UserError: there is no such file, it is none of weights or holds other things too, or it
+        needs PyTorch and there is none.
     """
+    if "://" not in str(path) and epath.Path(path).is_dir():
+        raise UserError(
+            f"{path} is a folder; name a file of weights, or set init_from of the first phase to "
+            "begin with a run by train.py."
+        )
     try:
         content = epath.Path(path).read_bytes()
     except (OSError, ImportError) as error:  # A bucket needs a library that may be missing.
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path} cannot be read ({reason}); name a PyTorch checkpoint.") from error
-    torch = None if epath.Path(path).suffix == ".safetensors" else _import_torch(path)
+        raise UserError(f"{path} cannot be read ({reason}); name a file of weights.") from error
+    if kind_of_weights(content, path) == "torch":
+        return _read_torch(content, path)
     try:
-        if torch is None:
-            return safetensors.numpy.load(content)
-        tree = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # Both libraries raise many kinds for a file that is none of theirs.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
+        return safetensors.numpy.load(content)
+    except KeyError as error:
         raise UserError(
-            f"{path} is not a checkpoint of tensors alone ({reason}); write one with "
-            "torch.save(model.state_dict(), FILE), or with safetensors as float32."
+            f"{path} holds tensors of type {error.args[0]}, which NumPy lacks: write them as "
+            "float32."
         ) from error
+    except Exception as error:  # Its own kind is not a public name.
+        raise _damaged(path, "safetensors") from error
+
+
+def _read_torch(content: bytes, path: epath.PathLike) -> Tensors:
+    torch = _import_torch(path)
+    try:
+        tree = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # Its own message advises to load the file whatever it runs.
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"an object of the class {found[1]}" if found else "objects of Python's"
+        raise UserError(
+            f"{path} holds {what} beside tensors; it is not opened, since such a file can run any "
+            f"program: {_SAVE_WEIGHTS}"
+        ) from None
+    except Exception as error:  # PyTorch raises many kinds.
+        raise _damaged(path, "PyTorch") from error
     for key in ("state_dict", "model"):
         if isinstance(tree, Mapping) and isinstance(tree.get(key), Mapping):
             tree = tree[key]
@@ -52,12 +78,17 @@ def read_state_dict(path: epath.PathLike) -> Tensors:
         if not torch.is_tensor(value):
             raise UserError(
                 f"{path} is not a state dict: its entry {name!r} is of type "
-                f"{type(value).__name__}, not a tensor; write one with "
-                "torch.save(model.state_dict(), FILE)."
+                f"{type(value).__name__}, not a tensor; {_SAVE_WEIGHTS}"
             )
         value = value.float() if value.is_floating_point() else value  # NumPy has no bfloat16.
         tensors[str(name)] = value.detach().numpy()
     return tensors
+
+
+def _damaged(path: epath.PathLike, library: str) -> UserError:
+    return UserError(
+        f"{path} is damaged or cut short: {library} cannot read it; copy or download it again."
+    )
 
 
 def write_state_dict(tensors: Tensors, path: epath.PathLike) -> None:

@@ -1,32 +1,114 @@
-"""What a run takes on a TPU slice that is not here: tables of its compiled steps.
+"""A run's steps, compiled for devices that need not be here."""
 
-As a command: `urnet aot --help`.
-"""
-
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from urnet_jax import config as config_lib
 from urnet_jax.config import Config
 from urnet_jax.errors import UserError
-from urnet_jax.xla import program
-from urnet_jax.xla.compiled import (
-    Compiled,
-    DoesNotFit,
-    compile_evaluate,
-    compile_train,
-    make_mesh,
-    memory_bytes,
-)
-from urnet_jax.xla.program import Collective
+from urnet_jax.evaluate.step import make_eval_step
+from urnet_jax.train import state as state_lib
+from urnet_jax.train.step import make_train_step
+from urnet_jax.xla import sharding
+from urnet_jax.xla.compiled import Compiled, DoesNotFit, compile_step
 
 MOST_FITTED = 64
 """`largest_batch` looks no further than so many times the config's batch."""
+
+STEPS_PER_EPOCH = 1000.0
+"""The schedules need one; nothing that is found here depends on it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledStep(Compiled):
+    """A compiled step of a run, `train` or `evaluate`.
+
+    Attributes:
+      batch_size: of all devices.
+      analytic_macs: what the architecture says that a device computes, see `analytic_macs`.
+    """
+
+    batch_size: int
+    analytic_macs: float
+
+
+def compile_train(config: Config, mesh: Mesh, phase: str = "joint") -> CompiledStep:
+    """Compiles the training step of a phase.
+
+    Raises:
+      UserError: the devices cannot share the batch, or a plain network is to train its gates.
+      DoesNotFit: a device has too little memory.
+    """
+    if phase == "gates" and not config.model.gated:
+        raise UserError("A plain network has no phase gates: name another --phase.")
+    size = config.data.batch_size
+    sharding.check_batch_size(size, mesh, config.accumulate_steps)
+    found = compile_step("train", *train_step(config, mesh, phase), mesh)
+    analytic = analytic_macs(config, phase) * size / mesh.size
+    return CompiledStep(**vars(found), batch_size=size, analytic_macs=analytic)
+
+
+def train_step(config: Config, mesh: Mesh, phase: str) -> tuple[Any, tuple[Any, ...]]:
+    """The jitted training step of a phase, and what it is called with, in shapes and dtypes."""
+    state = state_lib.abstract_state(config, phase, STEPS_PER_EPOCH, sharding.replicated(mesh))
+    image, number = _abstract_batch(config, config.data.batch_size, mesh)
+    batch = {"image": image, "label": number, "index": number, "epoch": number}
+    return make_train_step(config, phase, STEPS_PER_EPOCH, mesh), (state, batch)
+
+
+def compile_evaluate(config: Config, mesh: Mesh) -> CompiledStep:
+    """Compiles the evaluation step, `eval.batch_size` rounded up to what the devices can share.
+
+    Its multiply-adds are those of S = 1 where every block runs: it skips blocks.
+
+    Raises:
+      DoesNotFit: a device has too little memory.
+    """
+    where = sharding.replicated(mesh)
+    state = state_lib.abstract_state(config, "joint", STEPS_PER_EPOCH, where)
+    size = -(-config.eval.batch_size // mesh.size) * mesh.size
+    image, number = _abstract_batch(config, size, mesh)
+    scale = jax.ShapeDtypeStruct(number.shape, jnp.float32, sharding=number.sharding)
+    step = make_eval_step(config, mesh=mesh)
+    arguments = state.params, state.batch_stats, image, number, scale, number
+    found = compile_step("evaluate", step, arguments, mesh)
+    analytic = config_lib.architecture(config).cost.full_macs * size / mesh.size
+    return CompiledStep(**vars(found), batch_size=size, analytic_macs=analytic)
+
+
+def analytic_macs(config: Config, phase: str) -> float:
+    """Multiply-adds of one image in a training step, from the architecture alone.
+
+    A layer that is trained takes as much again for the gradient of its weights, and every layer but
+    the first as much for that of its input. In `gates` only the gates are trained, and neither the
+    stem nor the first block needs a gradient; the others carry the loss back to the gates.
+    """
+    arch = config_lib.architecture(config)
+    cost = arch.cost
+    gates, stem, forward = cost.gate_macs, cost.stem_macs, cost.full_macs
+    external_stem = arch.external.cost.stem_macs if arch.external else 0
+    if phase == "gates":
+        return 2.0 * forward - stem - int(cost.unit_macs[0]) + gates - external_stem
+    if phase == "pretrain":
+        return 3.0 * (forward - gates) - stem  # Gates are computed neither way.
+    return 3.0 * forward - stem - external_stem
+
+
+def _abstract_batch(
+    config: Config, size: int, mesh: Mesh
+) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    """A batch's images, and one integer for each."""
+    arch, where = config_lib.architecture(config), sharding.split(mesh)
+    shape = size, arch.image_size, arch.image_size, arch.image_channels
+    return (
+        jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=where),
+        jax.ShapeDtypeStruct((size,), jnp.int32, sharding=where),
+    )
 
 
 def largest_batch(
@@ -40,7 +122,7 @@ def largest_batch(
 
     Args:
       config: the run's; its batch size is where the search begins.
-      mesh: of `make_mesh`.
+      mesh: of `topology_mesh`.
       phase: of the training step.
       tell: hears of each try.
     """
@@ -61,118 +143,3 @@ def largest_batch(
         # Doubled until it does not fit, then halves.
         tried = min(2 * low, most) if high > most else (low + high) // 2
     return low * unit
-
-
-def report(
-    config: Config, topology: str, *, num_slices: int = 1, phase: str = "joint", fit: bool = False
-) -> list[Compiled]:
-    """Compiles both steps for a slice and prints what they take.
-
-    Args:
-      config: the run's.
-      topology: see `make_mesh`.
-      num_slices: likewise.
-      phase: of the training step.
-      fit: find the largest batch that fits first, and take that.
-
-    Returns:
-      The training and the evaluation step.
-
-    Raises:
-      UserError: see `make_mesh`; or a step does not fit.
-    """
-    mesh = make_mesh(topology, num_slices)
-    if fit:
-        config = _fitted(config, mesh, phase)
-    print("Compiling the steps for training and evaluation: minutes.", flush=True)
-    try:
-        compiled = [compile_train(config, mesh, phase)]
-    except DoesNotFit as error:
-        raise UserError(
-            f"The training step does not fit on {topology} ({error}): take a smaller batch than "
-            f"{config.data.batch_size} (--fit finds the largest that fits), "
-            "--config.accumulate_steps or --config.model.dtype=bfloat16."
-        ) from error
-    try:
-        compiled.append(compile_evaluate(config, mesh))
-    except DoesNotFit as error:
-        raise UserError(
-            f"The evaluation step does not fit on {topology} ({error}): set "
-            f"--config.eval.batch_size below {config.eval.batch_size}."
-        ) from error
-    console = Console()
-    slices = f"{num_slices} slices of {topology}" if num_slices > 1 else topology
-    console.print(
-        f"{config_lib.architecture(config).describe()}\n{slices}: {mesh.size} devices, "
-        f"{mesh.devices.flat[0].device_kind}; compiled for, not run",
-        soft_wrap=True, highlight=False,
-    )  # fmt: skip
-    console.print(_table(compiled, mesh))
-    return compiled
-
-
-def _fitted(config: Config, mesh: Mesh, phase: str) -> Config:
-    """The config with the largest batch that fits."""
-
-    def tell(size: int, fits: bool) -> None:
-        print(f"A batch of {size} {'fits' if fits else 'does not fit'}.", flush=True)
-
-    size = largest_batch(config, mesh, phase, tell)
-    if not size:
-        raise UserError(
-            "Not even one image per device fits: take a smaller network, or "
-            "--config.model.dtype=bfloat16."
-        )
-    print(
-        f"The largest batch that fits is {size}; up to {MOST_FITTED} times the config's "
-        f"{config.data.batch_size} are tried."
-    )
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.data.batch_size = size
-    return config
-
-
-def _table(compiled: list[Compiled], mesh: Mesh) -> Table:
-    """A column for each step."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("of one device")
-    for step in compiled:
-        table.add_column(step.name, justify="right")
-
-    def row(name: str, cell: Callable[[Compiled], str]) -> None:
-        table.add_row(name, *map(cell, compiled))
-
-    memory = memory_bytes(mesh)
-    row("images (of all devices)", lambda s: f"{s.batch_size // mesh.size} ({s.batch_size})")
-    row("arguments, MiB", lambda s: f"{s.arguments_bytes / 2**20:.1f}")
-    row("temporaries, MiB", lambda s: f"{s.temporaries_bytes / 2**20:.1f}")
-    row("outputs, MiB", lambda s: f"{s.outputs_bytes / 2**20:.1f}")
-    row("program, MiB", lambda s: f"{s.program_bytes / 2**20:.1f}")
-    if memory:
-        # The compiler keeps some of it: what just fits is a little below 100 %.
-        share = f"all, of its {memory / 2**30:g} GiB, %"
-        row(share, lambda s: f"{100 * s.memory_bytes / memory:.1f}")
-    else:
-        row("all, MiB", lambda s: f"{s.memory_bytes / 2**20:.1f}")
-    row("FLOPs, G", lambda s: _unless_unknown(s.macs, lambda macs: f"{2e-9 * macs:.2f}"))
-    row(
-        "of the analytic count, %",
-        lambda s: _unless_unknown(s.macs, lambda macs: f"{100 * macs / s.analytic_macs:.1f}"),
-    )
-    for kind in program.COLLECTIVES:
-        if any(step.collectives is None or kind in step.collectives for step in compiled):
-            row(f"{kind}, times: MiB", lambda s, kind=kind: _exchanged(s.collectives, kind))
-    row("compilation, s", lambda s: f"{s.compile_s:.0f}")
-    return table
-
-
-def _exchanged(collectives: Mapping[str, Collective] | None, kind: str) -> str:
-    def cell(found: Mapping[str, Collective]) -> str:
-        return f"{found[kind].count}: {found[kind].bytes / 2**20:.2f}" if kind in found else "-"
-
-    return _unless_unknown(collectives, cell)
-
-
-def _unless_unknown(value: Any, cell: Callable[[Any], str]) -> str:
-    return "unknown" if value is None else cell(value)

@@ -1,96 +1,101 @@
-"""What reaches the gates besides features: the scales S of a batch, and what is drawn at random."""
+"""What training draws for a batch: its scales S, and what decides its gates at random."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
-from urnet_jax.config import Config, architecture, heeds_scale, phases_to_run
+from urnet_jax.config import Config, architecture, num_groups, phases_to_run, weighs_only
+from urnet_jax.nets.contract import GateInputs
 from urnet_jax.nets.gates import draw_kept, draw_noise, draw_sigmoid
-from urnet_jax.train import optimizer, scales
+from urnet_jax.phases import PHASES
+from urnet_jax.train.optimizer import num_steps
 
-# Keeps the draws of a test apart from others that also start from the seed.
-_TEST = 0x7E57
+Draw = Callable[[Key[Array, ""], Int[Array, ""], int], GateInputs]
 
 
-def for_training(
-    config: Config, phase: str, steps_per_epoch: float
-) -> Callable[[Array, Array, int], dict[str, Array]]:
+def for_training(config: Config, phase: str, steps_per_epoch: float) -> Draw:
     """What is drawn for the batches of a phase.
 
     Returns:
-      f(key, phase_step, B) -> scale [B]; use_sigmoid [B, N]; noise [B, N] and kept [B, N] where
-      training has noise and random drop. `key` is the step's own.
+      f(key, phase_step, B) -> inputs of the gates; `key` is the step's own. In a phase without
+      gates of its own all are given, and are 1.
     """
-    num_blocks, progress = _num_blocks(config), _progress(config, phase, steps_per_epoch)
-    section, gate = config.scale, config.gate
+    arch, section, gate = architecture(config), config.scale, config.gate
+    num_gates, progress = arch.num_gates, _progress(config, phase, steps_per_epoch)
+    own_gates = arch.gated and PHASES[phase].own_gates
+    probability = 1.0 if weighs_only(config) else gate.sigmoid_probability
 
-    def draw(key: Array, phase_step: Array, size: int) -> dict[str, Array]:
-        scale_key, gate_key = jax.random.split(key)
+    def draw(key: Key[Array, ""], phase_step: Int[Array, ""], size: int) -> GateInputs:
+        scale_key, sigmoid_key, noise_key, kept_key = jax.random.split(key, 4)
+        groups = num_groups(config, size)
         if section.schedule == "fixed":
-            scale = scales.annealed_scale(
-                scale_key, progress(phase_step), section.fixed, section.noise, section.draw, size
+            scale = annealed_scale(
+                scale_key, progress(phase_step), section.fixed, section.noise, groups, size
             )
         else:
-            scale = scales.draw_scale(scale_key, section.min, section.max, section.draw, size)
-        probability = 1.0 if _weighs_only(config) else gate.sigmoid_probability
-        drawn = {
-            "scale": scale,
-            "use_sigmoid": draw_sigmoid(gate_key, probability, gate.draw, size, num_blocks),
-        }
-        # Not one split in four: what is drawn without these stays as it is.
-        if gate.noise:
-            drawn["noise"] = draw_noise(jax.random.fold_in(key, 3), size, num_blocks)
+            scale = draw_scale(scale_key, section.min, section.max, groups, size)
+        inputs = GateInputs(scale)
         if drops_in_training(config, phase):
-            keys = jax.random.split(jax.random.fold_in(key, 2), size)
-            drawn["kept"] = draw_kept(keys, scale, num_blocks)
-        return drawn
+            kept = draw_kept(jax.random.split(kept_key, size), scale, num_gates)
+            inputs = inputs._replace(kept=kept)
+        if not own_gates:
+            return inputs._replace(given=jnp.ones((size, num_gates)))
+        sigmoid = draw_sigmoid(sigmoid_key, probability, gate.draw, size, num_gates)
+        noise = draw_noise(noise_key, size, num_gates) if gate.noise else None
+        return inputs._replace(sigmoid=sigmoid, noise=noise)
 
     return draw
 
 
-def for_test(
-    config: Config, phase: str, scale: Float[Array, " B"], index: Int[Array, " B"]
-) -> dict[str, Any]:
-    """Arguments of `ResNet.__call__` with which a network of `phase` is tested and served.
-
-    They are empty but for random drop, whose draws depend on the seed, each example's `index` and
-    S alone; gates beside it are sigmoids, which weigh what it leaves.
-    """
-    if not heeds_scale(config, phase) or config.gate.random_drop == "never":
-        return {}
-    key, num_blocks = jax.random.fold_in(jax.random.key(config.seed), _TEST), _num_blocks(config)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
-    return {
-        "kept": draw_kept(keys, scale, num_blocks),
-        "use_sigmoid": jnp.full((index.shape[0], num_blocks), _weighs_only(config)),
-    }
-
-
 def drops_in_training(config: Config, phase: str) -> bool:
     """Whether blocks are dropped at random in training."""
-    return config.gate.random_drop == "always" and phase != "pretrain"
+    return config.gate.random_drop == "always" and PHASES[phase].own_gates
 
 
-def _weighs_only(config: Config) -> bool:
-    """Whether gates only weigh the blocks that random drop leaves ("block attention")."""
-    return config.model.gated and config.gate.random_drop != "never"
+def draw_scale(
+    key: Key[Array, ""], low: float, high: float, groups: int, batch_size: int
+) -> Float[Array, " B"]:
+    """S ~ U(low, high), one for each of `groups` equal parts of the batch, samples in a row.
+
+    As many groups as samples draw one S for each; one group draws one for all (the paper). What
+    lies above 1 is 1. The network is asked for S = 1 hardly ever where `high` is 1, and for a share
+    (high - 1) / (high - low) of the draws where it is more.
+    """
+    scale = jnp.minimum(jax.random.uniform(key, (groups,), minval=low, maxval=high), 1.0)
+    return jnp.repeat(scale, batch_size // groups)
 
 
-def _num_blocks(config: Config) -> int:
-    return architecture(config).num_blocks
+def annealed_scale(
+    key: Key[Array, ""], progress: float | Float[Array, ""], fixed: float, noise: float,
+    groups: int, batch_size: int,
+) -> Float[Array, " B"]:  # fmt: skip
+    """S of a network for one scale only, URNet(Fixed) (the paper's "scale annealing").
+
+    It falls from 1 to `fixed` along half a cosine, with Gaussian noise, and is held to [0, 1].
+
+    Args:
+      key: of the noise.
+      progress: of the training of gates, from 0 to 1.
+      fixed: the S that training ends at.
+      noise: standard deviation; 0.1 in the paper.
+      groups: equal parts of the batch, which each have noise of their own.
+      batch_size: B.
+    """
+    mean = fixed + (1 - fixed) * (1 + jnp.cos(jnp.pi * progress)) / 2
+    scale = jnp.clip(mean + noise * jax.random.normal(key, (groups,)), 0, 1)
+    return jnp.repeat(scale, batch_size // groups)
 
 
 def _progress(
     config: Config, phase: str, steps_per_epoch: float
 ) -> Callable[[Array], Float[Array, ""]]:
-    """The share, 0 to 1, of the phases after `pretrain` that lies behind a step of `phase`."""
+    """The share, 0 to 1, of the phases with gates of their own that lies behind a step."""
     lengths = {
-        name: optimizer.num_steps(config[name].epochs, steps_per_epoch)
+        name: num_steps(config[name].epochs, steps_per_epoch)
         for name in phases_to_run(config)
-        if name != "pretrain"
+        if PHASES[name].own_gates
     }
     names, total = list(lengths), max(1, sum(lengths.values()))
     before = sum(lengths[name] for name in names[: names.index(phase)]) if phase in names else 0

@@ -14,10 +14,12 @@ from tqdm import tqdm
 from urnet_jax import config as config_lib
 from urnet_jax.config import Config
 from urnet_jax.data.batches import train_batches
-from urnet_jax.data.sources import Split, open_split
+from urnet_jax.data.sources import open_split
+from urnet_jax.data.splits import Split
 from urnet_jax.errors import Stopped, writable
 from urnet_jax.evaluate import evaluation, table
 from urnet_jax.evaluate.step import EvalStep, make_eval_step
+from urnet_jax.nets import network
 from urnet_jax.phases import PHASES
 from urnet_jax.runs import pretrained, writers
 from urnet_jax.runs.checkpoint import Checkpointer
@@ -171,10 +173,11 @@ def start_phase(
     if config[phase].init_from:
         meta, *found = load_network(config[phase].init_from)
         begun_from = meta.config.init["from"], meta.config.pretrain.init_from
-        if meta.phase == "pretrain" and not any(begun_from):
-            found = [optimizer.split_trained(tree, "gates")[1] for tree in found]
+        if not PHASES[meta.phase].own_gates and not any(begun_from):
+            gates = network.gate_paths(*config_lib.network(meta.config))
+            found = [network.split_gates(tree, gates)[1] for tree in found]
         # Gates that the other run lacks, or that nobody has trained, are those that begin here.
-        params, batch_stats = map(state_lib.replaced, (params, batch_stats), found)
+        params, batch_stats = map(network.replaced, (params, batch_stats), found)
     step = 0 if before is None else before.step
     begun = state_lib.begin_phase(params, batch_stats, config, phase, steps_per_epoch, step)
     return sharding.replicate(begun, mesh)

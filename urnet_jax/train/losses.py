@@ -1,17 +1,11 @@
-"""Cross entropy and the scale loss (URNet, equations 4 and 5)."""
+"""The scale loss (URNet, equation 4)."""
 
 import jax.numpy as jnp
-import optax
-from jaxtyping import Array, Float, Int
-
-
-def cross_entropy(logits: Float[Array, "B K"], labels: Int[Array, " B"]) -> Float[Array, " B"]:
-    """Cross entropy per sample, in nats, computed in float32."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
+from jaxtyping import Array, Float
 
 
 def scale_loss(
-    gates: Float[Array, "B N"], scale: Float[Array, " B"], groups: int | None = None
+    gates: Float[Array, "B G"], scale: Float[Array, " B"], groups: int | None = None
 ) -> Float[Array, ""]:
     """Squared distance of the usage, the mean gate, from the asked scale S (equation 4).
 

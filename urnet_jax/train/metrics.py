@@ -9,8 +9,9 @@ class TrainMetrics(metrics.Collection):
     """Means over the samples of one or many training steps."""
 
     loss: metrics.Average.from_output("loss")  # pyright: ignore[reportInvalidTypeForm]
-    cross_entropy: metrics.Average.from_output("cross_entropy")  # pyright: ignore[reportInvalidTypeForm]
+    task_loss: metrics.Average.from_output("task_loss")  # pyright: ignore[reportInvalidTypeForm]
     scale_loss: metrics.Average.from_output("scale_loss")  # pyright: ignore[reportInvalidTypeForm]
+    aux_loss: metrics.Average.from_output("aux_loss")  # pyright: ignore[reportInvalidTypeForm]
     top1: metrics.Average.from_output("correct")  # pyright: ignore[reportInvalidTypeForm]
     usage: metrics.Average.from_output("usage")  # pyright: ignore[reportInvalidTypeForm]
     scale: metrics.Average.from_output("scale")  # pyright: ignore[reportInvalidTypeForm]

@@ -1,4 +1,4 @@
-"""Schedules, the optax chain, and which parameters each training phase moves."""
+"""Schedules and the optax chain of a phase."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,32 +7,7 @@ import optax
 from flax import traverse_util
 
 from urnet_jax.config import Config
-
-Params = dict[str, Any]
-
-
-def is_gate(path: tuple[str, ...]) -> bool:
-    """Whether a parameter's path lies in a gate."""
-    return "gate" in path
-
-
-def split_trained(params: Params, phase: str) -> tuple[Params, Params]:
-    """Parameters that `phase` moves and those it leaves alone, two nested dicts."""
-    moves = {
-        "pretrain": lambda path: not is_gate(path),
-        "gates": is_gate,
-        "joint": lambda path: True,
-    }[phase]
-    flat = traverse_util.flatten_dict(params)
-    trained = {path: value for path, value in flat.items() if moves(path)}
-    frozen = {path: value for path, value in flat.items() if not moves(path)}
-    return traverse_util.unflatten_dict(trained), traverse_util.unflatten_dict(frozen)
-
-
-def join(trained: Params, frozen: Params) -> Params:
-    """Undoes `split_trained`."""
-    flat = traverse_util.flatten_dict(trained) | traverse_util.flatten_dict(frozen)
-    return traverse_util.unflatten_dict(flat)
+from urnet_jax.nets.network import Path
 
 
 def make_schedule(section: Config, steps_per_epoch: float) -> optax.Schedule:
@@ -68,13 +43,27 @@ def num_steps(epochs: float, steps_per_epoch: float) -> int:
     return max(1, round(epochs * steps_per_epoch)) if epochs > 0 else 0
 
 
-def make_optimizer(section: Config, steps_per_epoch: float) -> optax.GradientTransformation:
+def make_optimizer(
+    section: Config, steps_per_epoch: float, gates: frozenset[Path]
+) -> optax.GradientTransformation:
     """SGD with Nesterov momentum for the parameters that a phase trains; for gates SGD or Adam.
 
     Weight decay is added to the gradient (L2) and spares norms, biases and gates; the gates'
     learning rate is `gate_learning_rate_factor` times that of the others; clipping sees the loss's
     gradient alone.
+
+    Args:
+      section: a phase's section of the config.
+      steps_per_epoch: training steps of one epoch.
+      gates: the paths of the gates' parameters.
     """
+
+    def of_gates(params: Any) -> Any:
+        return _mask(params, lambda path: path in gates)
+
+    def decayed(params: Any) -> Any:
+        return _mask(params, lambda path: path[-1] == "kernel" and path not in gates)
+
     chain = []
     if section.clip_norm > 0:
         chain.append(optax.clip_by_global_norm(section.clip_norm))
@@ -83,21 +72,14 @@ def make_optimizer(section: Config, steps_per_epoch: float) -> optax.GradientTra
     sgd = optax.sgd(schedule, momentum=section.momentum, nesterov=True)
     if section.gate_optimizer == "adam":
         adam = optax.adam(lambda step: factor * schedule(step))
-        chain.append(
-            optax.partition({True: adam, False: sgd}, lambda params: _mask(params, is_gate))
-        )
+        chain.append(optax.partition({True: adam, False: sgd}, of_gates))
         return optax.chain(*chain)
     chain.append(sgd)
     if factor != 1.0:
-        chain.append(optax.masked(optax.scale(factor), lambda params: _mask(params, is_gate)))
+        chain.append(optax.masked(optax.scale(factor), of_gates))
     return optax.chain(*chain)
 
 
-def decayed(params: Params) -> Params:
-    """Mask of the parameters with weight decay: kernels outside the gates."""
-    return _mask(params, lambda path: path[-1] == "kernel" and not is_gate(path))
-
-
-def _mask(params: Any, rule: Callable[[tuple[str, ...]], bool]) -> Any:
+def _mask(params: Any, rule: Callable[[Path], bool]) -> Any:
     flat = {path: rule(path) for path in traverse_util.flatten_dict(params)}
     return traverse_util.unflatten_dict(flat)

@@ -1,20 +1,19 @@
-"""The training state, a pytree, and the network as a pure function of it."""
-
-from typing import Any
+"""The training state, a pytree, and what of it a phase moves."""
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx, traverse_util
+from flax import traverse_util
 from jax.sharding import Sharding
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
-from urnet_jax.config import Config, architecture
-from urnet_jax.nets.resnet import ResNet
+from urnet_jax.config import Config
+from urnet_jax.config import network as network_of
+from urnet_jax.nets import network
+from urnet_jax.nets.network import Path, Tree
+from urnet_jax.phases import PHASES
 from urnet_jax.train import optimizer
-
-Tree = dict[str, Any]
 
 
 @flax.struct.dataclass
@@ -43,56 +42,25 @@ class TrainState:
         return self.params if self.ema_params is None else self.ema_params
 
 
-def make_network(config: Config, key: Array) -> ResNet:
-    """The config's network with initial weights from `key`."""
-    return ResNet(
-        architecture(config),
-        dtype=config.model.dtype,
-        gate_bias=config.model.gate_bias,
-        rngs=nnx.Rngs(key),
-    )
+def split_trained(params: Tree, phase: str, gates: frozenset[Path]) -> tuple[Tree, Tree]:
+    """Parameters that a phase moves, and those that it leaves alone.
 
-
-def network_graph(config: Config) -> nnx.GraphDef:
-    """The network's structure, without computing any weight."""
-    abstract = nnx.eval_shape(lambda: make_network(config, jax.random.key(0)))
-    return nnx.split(abstract)[0]
-
-
-def init_variables(config: Config) -> tuple[Tree, Tree]:
-    """Initial params and batch_stats, from the config's seed alone."""
-    # Each weight is drawn by its own unrolled generator: optimising that code takes far longer
-    # than running it once.
-    on_cpu = jax.default_backend() == "cpu"
-    compiler_options: Any = {"xla_backend_optimization_level": "0"} if on_cpu else None
-    return jax.jit(lambda: _variables(config), compiler_options=compiler_options)()
-
-
-def _variables(config: Config) -> tuple[Tree, Tree]:
-    network = make_network(config, jax.random.key(config.seed))
-    _, params, batch_stats = nnx.split(network, nnx.Param, nnx.BatchStat)
-    return nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
-
-
-def apply(
-    graph: nnx.GraphDef, params: Tree, batch_stats: Tree, images: Float[Array, "B H W C"],
-    scale: Float[Array, " B"], **settings: Any,
-) -> tuple[Any, ...]:  # fmt: skip
-    """Runs the network purely; `settings` are those of `ResNet.__call__`.
-
-    Returns:
-      Logits [B, K], gates [B, N], with `with_gate_logits` those [B, N] too, and the batch_stats
-      after the call (changed only where train=True).
+    Args:
+      params: as nested dicts.
+      phase: of `phases.PHASES`.
+      gates: the paths of the gates' parameters, of `network.gate_paths`.
     """
-    network = nnx.merge(graph, nnx.State(params), nnx.State(batch_stats))
-    outputs = network(images, scale, **settings)
-    return *outputs, nnx.to_pure_dict(nnx.state(network, nnx.BatchStat))
+    of_gates, rest = network.split_gates(params, gates)
+    moves = PHASES[phase]
+    if moves.moves_gates and moves.moves_rest:
+        return params, {}
+    return (of_gates, rest) if moves.moves_gates else (rest, of_gates)
 
 
-def replaced(own: Tree, found: Tree) -> Tree:
-    """`own` with the leaves that `found` has too."""
-    leaves, others = map(traverse_util.flatten_dict, (own, found))
-    return traverse_util.unflatten_dict({path: others.get(path, leaves[path]) for path in leaves})
+def join(trained: Tree, frozen: Tree) -> Tree:
+    """Undoes `split_trained`."""
+    flat = traverse_util.flatten_dict(trained) | traverse_util.flatten_dict(frozen)
+    return traverse_util.unflatten_dict(flat)
 
 
 def begin_phase(
@@ -100,8 +68,9 @@ def begin_phase(
     step: int | Array = 0,
 ) -> TrainState:  # fmt: skip
     """The state at the first step of a phase: given weights, a fresh optimiser."""
-    tx = optimizer.make_optimizer(config[phase], steps_per_epoch)
-    trained, _ = optimizer.split_trained(params, phase)
+    gates = network.gate_paths(*network_of(config))
+    tx = optimizer.make_optimizer(config[phase], steps_per_epoch, gates)
+    trained, _ = split_trained(params, phase, gates)
     averaged = config[phase].ema_decay > 0
     return TrainState(
         step=jnp.asarray(step, jnp.int32),
@@ -119,14 +88,14 @@ def abstract_state(
 ) -> TrainState:
     """A phase's state in shapes and dtypes, to restore into.
 
-    Each leaf is given `sharding`: without one of its own it would be asked for on the device that
-    it was saved from.
+    Each leaf is given `sharding`. Without one, Orbax restores it to the device it was saved from.
     """
+    variables = network.abstract_variables(*network_of(config))
 
-    def build() -> TrainState:
-        return begin_phase(*_variables(config), config, phase, steps_per_epoch)
+    def build(params: Tree, batch_stats: Tree) -> TrainState:
+        return begin_phase(params, batch_stats, config, phase, steps_per_epoch)
 
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        jax.eval_shape(build),
+        jax.eval_shape(build, *variables),
     )

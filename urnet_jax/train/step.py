@@ -1,7 +1,7 @@
-"""Pure training and evaluation steps.
+"""The pure training step.
 
-All randomness is `fold_in` of the seed: by the step for scales and gates, by epoch and example
-index for augmentation. Two runs that take the same step from the same state agree bit for bit.
+All randomness comes from streams of the seed: by the step for scales and gates, by epoch and
+example for augmentation. Two runs that take the same step from the same state agree bit for bit.
 """
 
 import functools
@@ -14,18 +14,24 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from urnet_jax.config import Config, architecture
+from urnet_jax import streams
+from urnet_jax.config import Config, num_groups
+from urnet_jax.config import network as network_of
 from urnet_jax.data import augment
+from urnet_jax.nets import network
 from urnet_jax.nets.gates import activate
+from urnet_jax.nets.mode import Mode
+from urnet_jax.nets.network import Tree
+from urnet_jax.phases import PHASES
+from urnet_jax.streams import Stream
 from urnet_jax.train import draws, optimizer
-from urnet_jax.train.groups import num_groups
-from urnet_jax.train.losses import cross_entropy, scale_loss
+from urnet_jax.train.losses import scale_loss
 from urnet_jax.train.metrics import TrainMetrics
-from urnet_jax.train.state import TrainState, Tree, apply, network_graph
+from urnet_jax.train.state import TrainState, join, split_trained
 from urnet_jax.xla import sharding
 from urnet_jax.xla.compilation import compiler_options
 
-Batch = Mapping[str, Array]
+Batch = Mapping[str, Any]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, TrainMetrics]]
 LossFn = Callable[[Tree, Tree, Tree, Batch], tuple[Array, tuple[Tree, dict[str, Array]]]]
 
@@ -55,31 +61,33 @@ def make_train_step(
       f(state, batch) -> (state, metrics); a batch has image (uint8), label, index and epoch.
     """
     section, platform = config[phase], sharding.platform(mesh)
+    gates = network.gate_paths(*network_of(config))
     loss_fn = _make_loss(config, phase, platform)
-    tx = optimizer.make_optimizer(section, steps_per_epoch)
+    tx = optimizer.make_optimizer(section, steps_per_epoch, gates)
     draw = draws.for_training(config, phase, steps_per_epoch)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, TrainMetrics]:
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        trained, frozen = optimizer.split_trained(state.params, phase)
+        key = jax.random.fold_in(streams.key(config.seed, Stream.STEPS), state.step)
+        trained, frozen = split_trained(state.params, phase, gates)
+        inputs = draw(key, state.phase_step, batch["label"].shape[0])
         grads, batch_stats, outputs = _gradients(
             functools.partial(loss_fn, frozen), trained, state.batch_stats,
-            {**batch, **draw(key, state.phase_step, batch["label"].shape[0])},
-            config.accumulate_steps, unroll=use_unroll(config, platform),
+            {**batch, "inputs": inputs}, config.accumulate_steps,
+            unroll=use_unroll(config, platform),
         )  # fmt: skip
         updates, opt_state = tx.update(grads, state.opt_state, trained)
         moved: Any = optax.apply_updates(trained, updates)
         ema_params: Any = state.ema_params
         if ema_params is not None:
             # What the phase leaves alone is not averaged: the average of equals can round.
-            averaged: Any = optimizer.split_trained(ema_params, phase)[0]
+            averaged: Any = split_trained(ema_params, phase, gates)[0]
             averaged = optax.incremental_update(moved, averaged, 1 - section.ema_decay)
-            ema_params = optimizer.join(averaged, frozen)
+            ema_params = join(averaged, frozen)
         outputs["gradient_norm"] = optax.tree.norm(grads)
         outputs["state_norm"] = _norm((moved, batch_stats, opt_state, ema_params))
         after = TrainState(
-            state.step + 1, state.phase_step + 1, optimizer.join(moved, frozen), batch_stats,
-            opt_state, ema_params,
+            state.step + 1, state.phase_step + 1, join(moved, frozen), batch_stats, opt_state,
+            ema_params,
         )  # fmt: skip
         return after, TrainMetrics.single_from_model_output(**outputs)
 
@@ -99,38 +107,43 @@ def _norm(state: Any) -> Array:
 
 def _make_loss(config: Config, phase: str, platform: str) -> LossFn:
     """f(frozen, trained, batch_stats, batch) -> loss, (batch_stats, outputs); equation 5."""
-    graph, num_blocks = network_graph(config), architecture(config).num_blocks
-    gated = config.model.gated and phase != "pretrain"
-    heeds = gated or draws.drops_in_training(config, phase)
+    arch, build = network_of(config)
+    graph, task, moves = network.graph(arch, build), network.task(arch), PHASES[phase]
+    own_gates = arch.gated and moves.own_gates
+    heeds = own_gates or draws.drops_in_training(config, phase)
+    mode = Mode(
+        batch_norm="batch" if moves.moves_rest else "running",
+        gates_batch_norm="batch" if moves.moves_gates else "running",
+        straight_through=config.gate.straight_through,
+        unroll=use_unroll(config, platform),
+    )
 
     def loss_fn(
         frozen: Tree, trained: Tree, batch_stats: Tree, batch: Batch
     ) -> tuple[Array, tuple[Tree, dict[str, Array]]]:
-        labels, scale = batch["label"], batch["scale"]
-        logits, gates, *gate_logits, batch_stats = apply(
-            graph, optimizer.join(trained, frozen), batch_stats, _prepare(config, batch), scale,
-            train=phase != "gates", train_gates=True,
-            use_sigmoid=batch["use_sigmoid"], noise=batch.get("noise"), kept=batch.get("kept"),
-            straight_through=config.gate.straight_through,
-            gates=None if gated else jnp.ones((labels.shape[0], num_blocks)),
-            unroll=use_unroll(config, platform), with_gate_logits=gated,
-        )  # fmt: skip
-        ce = cross_entropy(logits, labels)
-        groups = None
-        if config.scale.loss == "group":
-            groups = num_groups(config.scale.draw, labels.shape[0])
-        counted = gates
-        if gated and config.scale.usage == "step":
-            counted = activate(gate_logits[0], jnp.zeros(gates.shape, bool), straight_through=True)
-        asked = scale_loss(counted, scale, groups) if gated else jnp.zeros(())
-        loss = ce.mean() + config.scale.beta * asked
+        labels, inputs = batch["label"], batch["inputs"]
+        output, batch_stats = network.apply(
+            graph, join(trained, frozen), batch_stats, _prepare(config, batch), inputs, mode
+        )
+        of_task = task.loss(output.prediction, labels)
+        asked, aux = jnp.zeros(()), sum(output.aux.values(), jnp.zeros(()))
+        if own_gates:
+            counted = output.gates
+            if config.scale.usage == "step":
+                assert output.gate_logits is not None
+                counted = activate(output.gate_logits, None, straight_through=True)
+            by_group = config.scale.loss == "group"
+            groups = num_groups(config, labels.shape[0]) if by_group else None
+            asked = scale_loss(counted, inputs.scale, groups)
+        loss = of_task.mean() + config.scale.beta * asked + aux
         return loss, (batch_stats, {
             "loss": loss,
-            "cross_entropy": ce,
+            "task_loss": of_task,
             "scale_loss": asked,
-            "correct": (logits.argmax(-1) == labels).astype(jnp.float32),
-            "usage": gates.mean(axis=1),
-            "scale": scale if heeds else jnp.ones_like(scale),
+            "aux_loss": aux,
+            "correct": task.correct(output.prediction, labels).astype(jnp.float32),
+            "usage": output.gates.mean(axis=1),
+            "scale": inputs.scale if heeds else jnp.ones_like(inputs.scale),
         })  # fmt: skip
 
     return loss_fn
@@ -151,10 +164,9 @@ def _gradients(
         return (jax.tree.map(jnp.add, grads, new), batch_stats), outputs
 
     # Every k-th sample: so each part lies on all the devices that the batch is split over.
-    divided = {
-        name: jnp.moveaxis(array.reshape(-1, parts, *array.shape[1:]), 1, 0)
-        for name, array in batch.items()
-    }
+    divided = jax.tree.map(
+        lambda array: jnp.moveaxis(array.reshape(-1, parts, *array.shape[1:]), 1, 0), dict(batch)
+    )
     zeros = jax.tree.map(jnp.zeros_like, trained)
     (grads, batch_stats), outputs = jax.lax.scan(
         add, (zeros, batch_stats), divided, unroll=parts if unroll else 1

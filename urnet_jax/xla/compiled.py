@@ -1,23 +1,16 @@
-"""Steps compiled for devices that need not be here, and what they take of them."""
+"""Steps compiled for devices that need not be here, and what they take of those."""
 
 import dataclasses
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from urnet_jax import config as config_lib
-from urnet_jax.config import Config
 from urnet_jax.errors import UserError
-from urnet_jax.evaluate.step import make_eval_step
-from urnet_jax.nets.cost import count_macs, network_macs, stem_macs
-from urnet_jax.train import state as state_lib
-from urnet_jax.train.step import make_train_step
 from urnet_jax.xla import program, sharding
 from urnet_jax.xla.program import Collective
 
@@ -25,9 +18,6 @@ MEMORY_GIB = {
     "TPU v4": 32, "TPU v5 lite": 16, "TPU v5": 95, "TPU v5p": 95, "TPU v6 lite": 32, "TPU v6e": 32,
 }  # fmt: skip
 """Of a device, by its `device_kind`; the compiler keeps a part of it for itself."""
-
-STEPS_PER_EPOCH = 1000.0
-"""The schedules need one; nothing that is found here depends on it."""
 
 _NO_TPU = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -48,28 +38,24 @@ class Compiled:
     """A step as it was compiled; quantities are those of one device.
 
     Attributes:
-      name: `train` or `evaluate`.
-      batch_size: of all devices.
+      name: the step's.
       compile_s: seconds to trace and compile.
-      arguments_bytes: of state and batch.
+      arguments_bytes: of all that the step is called with.
       temporaries_bytes: of what lives within the step.
       outputs_bytes: of results that do not take the place of arguments.
       program_bytes: of the compiled code.
       macs: multiply-adds of the compiled program, each loop counted as often as it runs, of the
         branches of a conditional the costliest; None where the compiler's text does not tell.
-      analytic_macs: what the architecture says that the step takes, see `analytic_macs`.
       collectives: by kind, how many a step runs and the bytes of their results; None likewise.
     """
 
     name: str
-    batch_size: int
     compile_s: float
     arguments_bytes: int
     temporaries_bytes: int
     outputs_bytes: int
     program_bytes: int
     macs: int | None
-    analytic_macs: float
     collectives: Mapping[str, Collective] | None
 
     @property
@@ -86,7 +72,7 @@ def without_tpu() -> None:
         os.environ.setdefault(name, value)
 
 
-def make_mesh(topology: str, num_slices: int = 1) -> Mesh:
+def topology_mesh(topology: str, num_slices: int = 1) -> Mesh:
     """The devices of a TPU slice that need not be there.
 
     Args:
@@ -126,78 +112,18 @@ def memory_bytes(mesh: Mesh) -> int | None:
     return None if gib is None else gib * 2**30
 
 
-def compile_train(config: Config, mesh: Mesh, phase: str = "joint") -> Compiled:
-    """Compiles the training step of a phase.
+def compile_step(name: str, step: Any, arguments: Sequence[Any], mesh: Mesh) -> Compiled:
+    """Compiles a jitted step.
 
-    Raises:
-      UserError: the devices cannot share the batch, or a plain network is to train its gates.
-      DoesNotFit: a device has too little memory.
-    """
-    if phase == "gates" and not config.model.gated:
-        raise UserError("A plain network has no phase gates: name another --phase.")
-    size = config.data.batch_size
-    sharding.check_batch_size(size, mesh, config.accumulate_steps)
-    state = state_lib.abstract_state(config, phase, STEPS_PER_EPOCH, sharding.replicated(mesh))
-    image, number = _abstract_batch(config, size, mesh)
-    batch = {"image": image, "label": number, "index": number, "epoch": number}
-    step = make_train_step(config, phase, STEPS_PER_EPOCH, mesh)
-    analytic = analytic_macs(config, phase) * size / mesh.size
-    return _compile("train", step, mesh, size, analytic, state, batch)
-
-
-def compile_evaluate(config: Config, mesh: Mesh) -> Compiled:
-    """Compiles the evaluation step, `eval.batch_size` rounded up to what the devices can share.
-
-    Its multiply-adds are those of S = 1 where every block runs: it skips blocks.
+    Args:
+      name: of the step.
+      step: what `jax.jit` gives.
+      arguments: in shapes and dtypes (`jax.ShapeDtypeStruct`), each with its sharding on the mesh.
+      mesh: the devices that it is compiled for.
 
     Raises:
       DoesNotFit: a device has too little memory.
     """
-    where = sharding.replicated(mesh)
-    state = state_lib.abstract_state(config, "joint", STEPS_PER_EPOCH, where)
-    size = -(-config.eval.batch_size // mesh.size) * mesh.size
-    image, number = _abstract_batch(config, size, mesh)
-    scale = jax.ShapeDtypeStruct(number.shape, jnp.float32, sharding=number.sharding)
-    step = make_eval_step(config, mesh=mesh)
-    analytic = network_macs(config_lib.architecture(config)) * size / mesh.size
-    arguments = state.params, state.batch_stats, image, number, scale, number
-    return _compile("evaluate", step, mesh, size, analytic, *arguments)
-
-
-def analytic_macs(config: Config, phase: str) -> float:
-    """Multiply-adds of one image in a training step, from the architecture alone.
-
-    A layer that is trained takes as much again for the gradient of its weights, and every layer but
-    the first as much for that of its input. In `gates` only the gates are trained, and neither the
-    stem nor the first block needs a gradient; the others carry the loss back to the gates.
-    """
-    arch = config_lib.architecture(config)
-    cost = count_macs(arch)
-    gates, stem = int(cost.gate_macs.sum()) + cost.external_macs, stem_macs(arch)
-    forward = network_macs(arch)
-    external_stem = stem_macs(arch.external) if arch.external else 0
-    if phase == "gates":
-        return 2.0 * forward - stem - int(cost.block_macs[0]) + gates - external_stem
-    if phase == "pretrain":
-        return 3.0 * (forward - gates) - stem  # Gates are computed neither way.
-    return 3.0 * forward - stem - external_stem
-
-
-def _abstract_batch(
-    config: Config, size: int, mesh: Mesh
-) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-    """A batch's images, and one integer for each."""
-    arch, where = config_lib.architecture(config), sharding.split(mesh)
-    shape = size, arch.image_size, arch.image_size, arch.image_channels
-    return (
-        jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=where),
-        jax.ShapeDtypeStruct((size,), jnp.int32, sharding=where),
-    )
-
-
-def _compile(
-    name: str, step: Any, mesh: Mesh, batch_size: int, analytic: float, *arguments: Any
-) -> Compiled:
     start = time.perf_counter()
     lowered = step.trace(*arguments).lower(lowering_platforms=(sharding.platform(mesh),))
     try:
@@ -213,13 +139,11 @@ def _compile(
         cost = None
     return Compiled(
         name=name,
-        batch_size=batch_size,
         compile_s=took,
         arguments_bytes=memory.argument_size_in_bytes,
         temporaries_bytes=memory.temp_size_in_bytes,
         outputs_bytes=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         program_bytes=memory.generated_code_size_in_bytes,
         macs=cost and cost.macs,
-        analytic_macs=analytic,
         collectives=cost and cost.collectives,
     )

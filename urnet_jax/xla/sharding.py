@@ -8,7 +8,9 @@ global batch, whatever the number of devices.
 import contextlib
 import io
 import os
+import re
 import sys
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,12 +20,19 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from urnet_jax.errors import UserError
+from urnet_jax.errors import Stopped, UserError
 
 EXIT_PEER_GONE = 76
 
 HEARTBEAT_TIMEOUT_S = 30
 """A process that was not heard of for so long is taken for dead."""
+
+_LOST_PEER = re.compile(
+    r"^(UNAVAILABLE|DEADLINE_EXCEEDED)\b|\bgloo\b|heartbeat|coordination ?service|"
+    r"connection (reset|refused|closed|timed out)|broken pipe|socket closed|remote process exited",
+    re.IGNORECASE,
+)
+"""What the libraries that join processes (gRPC, Gloo, NCCL) say of one that they cannot reach."""
 
 
 def start_distributed(
@@ -117,24 +126,44 @@ def check_batch_size(batch_size: int, mesh: Mesh, accumulate_steps: int = 1) -> 
 
 @contextlib.contextmanager
 def ended_with_its_peers() -> Iterator[None]:
-    """Ends this process with one sentence where another process of the run is gone.
+    """Ends this process at once where one of several fails: an ordinary end waits for the others.
 
-    It ends at once, with EXIT_PEER_GONE: an ordinary end waits for the others.
+    Where another process of the run is gone it says so in one sentence, with EXIT_PEER_GONE. An
+    error of this process is shown with its traceback, with exit code 1; the others then end
+    likewise. What is told to the user in one sentence, and all errors of a process that is alone,
+    are raised as they are.
     """
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        own = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
-        if jax.process_count() == 1 or str(error).startswith(own):
+    except (UserError, Stopped):
+        raise
+    except Exception as error:
+        if jax.process_count() == 1:
             raise
-        reason = str(error).strip().splitlines()[0][:200]
+        sys.stdout.flush()
+        if not comes_of_a_lost_peer(error):
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)
         print(
             f"error: Another process of this run is gone: start all of them again, and they go on "
-            f"from the last checkpoint ({reason}).",
+            f"from the last checkpoint ({_first_line(error)[:200]}).",
             file=sys.stderr, flush=True,
         )  # fmt: skip
-        sys.stdout.flush()
         os._exit(EXIT_PEER_GONE)
+
+
+def comes_of_a_lost_peer(error: Exception) -> bool:
+    """Whether an error says that another process cannot be reached."""
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        # The first line alone: a callback's error goes on with its traceback, which says anything.
+        return _LOST_PEER.search(_first_line(error)) is not None
+    # Waiting for the result of a sum over processes that failed raises a plain ValueError.
+    return isinstance(error, ValueError) and "Gloo" in _first_line(error)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def is_main() -> bool:

@@ -1,23 +1,15 @@
-"""Folders and configs that are refused, and what is left of the folder then."""
+"""Workdirs that a run cannot go on in, and what it cannot begin from."""
+
+import dataclasses
+import json
 
 import pytest
 
 from helpers.folders import contents
 from urnet_jax.errors import UserError
-from urnet_jax.runs.load import load_network
-from urnet_jax.runs.lock import locked
+from urnet_jax.runs import checkpoint, checksums
+from urnet_jax.runs.meta import Meta
 from urnet_jax.train import loop, resume
-
-
-def test_a_refused_run_leaves_the_folder_to_the_first(tmp_path):
-    workdir = tmp_path / "run"
-    with locked(workdir):
-        with pytest.raises(UserError, match="Another run is at work"):
-            with locked(workdir):
-                pass
-        assert workdir.exists()
-    assert not workdir.exists()
-
 
 HOLDS = (
     "The workdir {workdir} holds a checkpoint of a gated ResNet-8 (cifar, width 16, shortcut A) "
@@ -53,6 +45,28 @@ def test_another_dataset_is_refused(finished, tiny):
     )
 
 
+def test_a_training_split_of_another_length_is_refused(workdir, newest, tiny):
+    meta = dataclasses.replace(checkpoint.read_meta(workdir, 29), steps_per_epoch=1000 / 64)
+    checksums.replace_file(newest, "meta/metadata", json.dumps(meta.to_json()))
+    before = contents(workdir)
+    with pytest.raises(UserError) as error:
+        loop.train_and_evaluate(tiny(), workdir)
+    assert str(error.value) == (
+        f"The workdir {workdir} holds a checkpoint of a run on 1,000 training images, and digits "
+        "now has 1,437, which would train on other examples from here on: bring back the dataset "
+        "as it was, or choose another --workdir."
+    )
+    assert contents(workdir) == before
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64, 192, 4096])
+def test_every_length_is_found_again(batch_size, tiny, tmp_path):
+    config = tiny({"data.batch_size": batch_size})
+    for length in (1, 2, 3, 1437, 50_000, 1_281_167, 14_197_122):
+        meta = Meta(1, "joint", 1, 11, length / batch_size, config)
+        resume.check_num_examples(tmp_path, meta, length)
+
+
 def test_another_optimiser_is_refused_within_a_phase(finished, tiny):
     changed = {"joint.clip_norm": 0.0, "joint.ema_decay": 0.9, "joint.learning_rate": 1.0}
     with pytest.raises(UserError) as error:
@@ -62,19 +76,6 @@ def test_another_optimiser_is_refused_within_a_phase(finished, tiny):
         "1.0, not 0.0 and joint.ema_decay 0.0, not 0.9: choose another --workdir, or ask for what "
         "it holds."
     )
-
-
-@pytest.mark.parametrize("folder", ["missing", "empty"])
-def test_a_folder_without_checkpoints_is_one_sentence(folder, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError) as error:
-        load_network(folder)
-    assert str(error.value) == (
-        f"The workdir {folder} holds no checkpoint; train there first: "
-        f"python train.py --workdir={folder}."
-    )
-    assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
 
 
 def test_init_from_must_be_a_run_of_the_same_network(finished, tiny, tmp_path):

@@ -1,0 +1,147 @@
+"""A split of a dataset; how examples are taken out of one, and found again."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, Int32, Int64, UInt8
+
+from urnet_jax.data import decode as decode_lib
+from urnet_jax.data.records import Records, Undecodable
+from urnet_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+    """One split of a dataset: its images and labels in memory, or a source to read them from.
+
+    Attributes:
+      dataset: its name, the config's `data.name`.
+      name: `train` or `test`.
+      num_examples: in the split.
+      num_classes: labels run from 0 to num_classes - 1.
+      image_shape: height, width and channels of a prepared image.
+      images: all of them, if they are held in memory.
+      labels: theirs.
+      source: else, random access to records with an encoded `image` and a `label`.
+      numbers: each example's number in the split that it is from, where that is another.
+      class_names: what the classes are called, in order; empty where they have numbers only.
+      unreadable: what becomes of an image of `source` that cannot be decoded: an `error`, or a
+        `skip`, see docs/own_data.md.
+    """
+
+    dataset: str
+    name: str
+    num_examples: int
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    images: UInt8[np.ndarray, "n h w c"] | None = None
+    labels: Int32[np.ndarray, " n"] | None = None
+    source: Any = None
+    numbers: Int[np.ndarray, " n"] | None = None
+    class_names: tuple[str, ...] = ()
+    unreadable: str = "error"
+
+    @property
+    def title(self) -> str:
+        """The dataset's name and the split's, for people."""
+        return f"{self.dataset} {self.name}"
+
+
+def read(
+    split: Split,
+    index: Int64[np.ndarray, " b"],
+    decode: Callable[[bytes, int], UInt8[np.ndarray, "h w c"]],
+    threads: int = 1,
+) -> tuple[UInt8[np.ndarray, "b h w c"], Int32[np.ndarray, " b"], dict[int, Undecodable]]:
+    """Images and labels of the examples at `index`.
+
+    Args:
+      split: to read from.
+      index: places of examples in it.
+      decode: f(file, k) -> pixels of the k-th of these examples; not asked for images in memory.
+      threads: that decode.
+
+    Returns:
+      Images, labels, and those of them that cannot be decoded, by place; their images are black.
+
+    Raises:
+      UserError: an example cannot be read or has no class, or it cannot be decoded and
+        `split.unreadable` is `error`.
+    """
+    if split.images is not None and split.labels is not None:
+        return split.images[index], split.labels[index], {}
+    records, numbers = Records(split.source, split.title, split.num_classes), index.tolist()
+    found = records.fetch(numbers)
+    labels = records.labels(numbers, found)
+    images = np.empty((len(index), *split.image_shape), np.uint8)
+    bad = records.decode(
+        numbers, found, decode, images, unreadable=split.unreadable, threads=threads
+    )
+    return images, labels, bad
+
+
+def read_for_evaluation(
+    split: Split, index: Int64[np.ndarray, " b"], threads: int = 1
+) -> tuple[UInt8[np.ndarray, "b h w c"], Int32[np.ndarray, " b"], dict[int, Undecodable]]:
+    """`read`, with images as evaluation sees them."""
+
+    def decode(file: bytes, k: int) -> np.ndarray:
+        del k
+        return decode_lib.decode_eval(file, split.image_shape[0])
+
+    return read(split, index, decode, threads)
+
+
+def examples(
+    split: Split, index: Int64[np.ndarray, " b"], threads: int = 1
+) -> tuple[UInt8[np.ndarray, "b h w c"], Int32[np.ndarray, " b"]]:
+    """Images as evaluation sees them, and labels, of the examples at `index`.
+
+    Raises:
+      UserError: one of them cannot be read or decoded, whatever `split.unreadable` is.
+    """
+    strict = dataclasses.replace(split, unreadable="error")
+    images, labels, _ = read_for_evaluation(strict, index, threads)
+    return images, labels
+
+
+def take(split: Split, index: Int64[np.ndarray, " b"]) -> Split:
+    """The examples at `index`, in memory, as a split of their own, in which each keeps its number.
+
+    Where `split.unreadable` is `skip`, those that cannot be decoded are left out.
+
+    Raises:
+      UserError: see `read`.
+    """
+    images, labels, bad = read_for_evaluation(split, index)
+    kept = np.setdiff1d(np.arange(len(index)), list(bad))
+    index = np.asarray(index)[kept]
+    return dataclasses.replace(
+        split, num_examples=len(index), images=images[kept], labels=labels[kept], source=None,
+        # Of a part of a part, those in the whole: what is drawn for an example hangs on its number.
+        numbers=index if split.numbers is None else split.numbers[index],
+    )  # fmt: skip
+
+
+def places(split: Split, samples: Int[np.ndarray, " b"]) -> Int64[np.ndarray, " b"]:
+    """Where in a split, or a subset of one, the samples of these numbers lie.
+
+    Raises:
+      UserError: it has none of such a number.
+    """
+    numbers = np.arange(split.num_examples) if split.numbers is None else split.numbers
+    missing = samples[~np.isin(samples, numbers)]
+    if missing.size:
+        if split.numbers is not None:
+            raise UserError(
+                f"Sample {missing[0]} is not in this subset of {len(numbers)} samples of split "
+                f"{split.name} of {split.dataset}: pass the whole split, or another sample."
+            )
+        raise UserError(
+            f"The sample is {missing[0]}; the split {split.name} of {split.dataset} has 0 to "
+            f"{numbers[-1]}."
+        )
+    order = np.argsort(numbers)
+    return order[np.searchsorted(numbers, samples, sorter=order)]

@@ -1,0 +1,113 @@
+"""What PyTorch's residual networks call their tensors, and which network such tensors are of.
+
+Known are the names of torchvision and timm (`conv1`, `layer1.0.downsample.0`, `fc`) and those of
+the usual CIFAR ResNets (`shortcut` and `linear`), with and without a leading `module.`. The names
+and shapes show the architecture but for two things, which the config alone says: whether a
+shortcut without parameters is `A` or `pool`, and that the 3x3 convolution of a bottleneck has the
+stride, as in torchvision and timm.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from etils import epath
+
+from urnet_jax.errors import UserError
+from urnet_jax.nets.architecture import IMAGENET_BLOCKS, Architecture
+from urnet_jax.runs.tensor_names import Path, Shape, TensorNames, listed
+
+_KEYS = {"entry": "0", "downsample_conv": "downsample.0", "downsample_bn": "downsample.1"}
+
+
+class ResNetNames(TensorNames):
+    """Torchvision's names; those of gates are `layer1.0.gate.fc1.weight`.
+
+    External gates begin with `gate.`, as `gate.network.conv1.weight` and `gate.fc2.weight`. A
+    `cifar` network is written under the names of the usual CIFAR ResNets.
+    """
+
+    def __init__(self, arch: Architecture) -> None:
+        super().__init__(arch)
+        self.stacked = ("body",)
+
+    def name(self, path: Path, unit: int | None) -> str:
+        keys = [_KEYS.get(key, key).replace("stage", "layer") for key in path]
+        name = super().name(tuple(keys), unit)
+        return name if unit is None else name.replace(f"body.{unit}", str(unit + 1))
+
+    def known(self, name: str) -> str:
+        name = re.sub(r"^linear\.", "fc.", super().known(name))
+        return name.replace(".shortcut.", ".downsample.")
+
+    def written(self, name: str) -> str:
+        if self.arch.family != "cifar":
+            return name
+        return re.sub(r"^fc\.", "linear.", name.replace(".downsample.", ".shortcut."))
+
+    def check_kind(self, shapes: Mapping[str, Shape], source: epath.PathLike) -> str:
+        held = _architecture(shapes, source)
+        asked = {name: getattr(self.arch, name) for name in held}
+        if asked["shortcut"] == "pool":  # Without parameters, as A is.
+            asked["shortcut"] = "A"
+        if not held["gated"]:  # Its gates begin anew.
+            asked["gated"] = False
+        differing = [f"{n} {asked[n]}, not {held[n]}" for n in held if asked[n] != held[n]]
+        if differing:
+            raise UserError(
+                f"{source} holds a {_describe(held)}, and the config asks for another network "
+                f"({', '.join(differing)}): ask for what it holds, or name another file."
+            )
+        return _describe(held)
+
+
+def _architecture(shapes: Mapping[str, Shape], source: epath.PathLike) -> dict[str, Any]:
+    """The fields of `Architecture` that names and shapes show.
+
+    Raises:
+      UserError: this is no ResNet, or one of another kind.
+    """
+    stem, blocks = shapes.get("conv1.weight", ()), _blocks_per_stage(shapes)
+    if len(stem) != 4 or not blocks:
+        raise UserError(
+            f"{source} holds no ResNet by the names of torchvision, timm or the CIFAR ResNets: "
+            f"expected conv1.weight, layer1.0.conv1.weight and so on, and it holds "
+            f"{listed(shapes)}; name another file."
+        )
+    kind = "bottleneck" if "layer1.0.conv3.weight" in shapes else "basic"
+    depth = None
+    if stem[2:] == (3, 3) and len(blocks) == 3 and len(set(blocks)) == 1 and kind == "basic":
+        family, depth = "cifar", 6 * blocks[0] + 2
+    else:
+        family = "imagenet"
+        if stem[2:] == (7, 7):
+            depth = next((d for d, b in IMAGENET_BLOCKS.items() if b == (kind, blocks)), None)
+    if depth is None:
+        raise UserError(
+            f"{source} holds {', '.join(map(str, blocks))} {kind} blocks behind a convolution of "
+            f"{stem[2]} x {stem[3]}, which is neither a CIFAR ResNet (3 x 3, three stages of as "
+            "many basic blocks) nor an ImageNet one (7 x 7, four stages); name another file."
+        )
+    held = {"family": family, "depth": depth, "width": stem[0], "image_channels": stem[1]}
+    held["shortcut"] = "B" if any(".downsample." in name for name in shapes) else "A"
+    held["gated"] = any("gate" in name.split(".") for name in shapes)
+    if held["gated"]:
+        external = any(name.startswith("gate.") for name in shapes)
+        held["gate_network"] = "external" if external else "block"
+    if shapes.get("fc.weight"):
+        held["num_classes"] = shapes["fc.weight"][0]
+    return held
+
+
+def _blocks_per_stage(names: Iterable[str]) -> tuple[int, ...]:
+    found = [match for name in names if (match := re.match(r"layer(\d+)\.(\d+)\.", name))]
+    per_stage: dict[int, set[str]] = {}
+    for match in found:
+        per_stage.setdefault(int(match[1]), set()).add(match[2])
+    return tuple(len(blocks) for _, blocks in sorted(per_stage.items()))
+
+
+def _describe(held: Mapping[str, Any]) -> str:
+    kind = "gated" if held["gated"] else "plain"
+    classes = f" for {held['num_classes']} classes" if "num_classes" in held else ""
+    return f"{kind} ResNet-{held['depth']} ({held['family']}, width {held['width']}){classes}"
