@@ -42,7 +42,7 @@ from urnet_jax.data.batches import train_batches
 from urnet_jax.data.sources import open_split
 from urnet_jax.errors import Stopped, told_to_the_user
 from urnet_jax.runs import checkpoint, writers
-from urnet_jax.train import loop
+from urnet_jax.train import loop, start
 from urnet_jax.train.step import make_train_step
 from urnet_jax.xla import sharding
 
@@ -144,7 +144,7 @@ def segments(
         config, mesh, steps_per_epoch, checkpointer, writer, test_split, batches, between
     )
     try:
-        loop.run_phase(run, PHASE, loop.start_phase(config, PHASE, steps_per_epoch, None, mesh))
+        loop.run_phase(run, PHASE, start.start_phase(config, PHASE, steps_per_epoch, None, mesh))
     except Stopped:
         pass
     finally:
@@ -158,7 +158,7 @@ class _StepAlone:
 
     def __init__(self, config: Config, mesh: Any, steps_per_epoch: float, batch: Any) -> None:
         self._step = make_train_step(config, PHASE, steps_per_epoch, mesh)
-        self._state = loop.start_phase(config, PHASE, steps_per_epoch, None, mesh)
+        self._state = start.start_phase(config, PHASE, steps_per_epoch, None, mesh)
         self._batch = batch
 
     def seconds(self, times: int) -> float:

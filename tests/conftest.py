@@ -9,23 +9,30 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import jaxtyping
 import pytest
 
-# Before JAX is imported: the many small runs of these tests then compile each program once. Each of
-# several workers has a folder of its own in that of the process which started them: JAX writes a
-# file in place, and one that is read meanwhile is a warning.
+# Before JAX is imported: the tests and the processes that they start then compile each program
+# once. All share one folder. JAX writes its files in place: one that is read too early, or that a
+# kill cut short, fails its checksum, and JAX compiles by itself and warns.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _CACHE = tempfile.TemporaryDirectory(prefix="urnet_jax_compiled_")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] += f"/{os.environ['PYTEST_XDIST_WORKER']}"
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+_UNREAD = "ignore:Error reading persistent compilation cache entry"
+os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), _UNREAD]))
 
 # The helpers' assertions then explain themselves as those of the tests do.
 pytest.register_assert_rewrite("helpers")
+
+import helpers.annotations  # noqa: E402, F401
+from helpers.folders import once  # noqa: E402
+
+# Before urnet_jax is imported: in this process its annotations are checked, shapes included.
+jaxtyping.install_import_hook("urnet_jax", "helpers.annotations.checked")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TINY = {
@@ -40,6 +47,10 @@ TINY = {
     "log.every_steps": 3,
 }
 """Fields in which the tests' runs on digits differ from configs/digits.py."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("filterwarnings", _UNREAD)
 
 
 @pytest.fixture(scope="session")
@@ -82,12 +93,32 @@ def start() -> Callable[..., subprocess.Popen[str]]:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, start, tiny_flags) -> pathlib.Path:
     """The workdir of a run of `tiny` from the command line; copy it before changing anything."""
-    folder = tmp_path_factory.mktemp("finished")
-    with start("train.py", "--workdir=run", *tiny_flags, cwd=folder) as process:
-        printed, errors = process.communicate()
-    assert process.returncode == 0, errors
-    (folder / "printed.txt").write_text(printed)
-    return folder / "run"
+
+    def train(folder: pathlib.Path) -> None:
+        with start("train.py", "--workdir=run", *tiny_flags, cwd=folder) as process:
+            printed, errors = process.communicate()
+        assert process.returncode == 0, errors
+        (folder / "printed.txt").write_text(printed)
+
+    return once(tmp_path_factory, "finished", train) / "run"
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Leaves annotations unchecked: for tests of what the code itself says of wrong arguments."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="session")
+def eight_devices() -> Iterator[Any]:
+    """Calls a function where JAX has eight CPU devices; see helpers/devices.py."""
+    from helpers.devices import Devices
+
+    devices = Devices()
+    yield devices
+    devices.close()
 
 
 @pytest.fixture

@@ -16,8 +16,7 @@ import pytest
 from PIL import Image
 
 from helpers.report_pages import Page, drawn, made_up, page_of
-from urnet_jax.evaluate import evaluation, files, inspection
-from urnet_jax.evaluate import html as pieces
+from urnet_jax.evaluate import evaluation, files, inspection, page_pieces, plots
 from urnet_jax.evaluate.evaluation import Evaluation
 
 FILES = ["eval.csv", "eval.json", "eval_samples.npz", "top1_vs_flops.png", "block_usage.png"]
@@ -156,14 +155,16 @@ def test_it_is_evaluated_once_and_one_image_swept(finished, tmp_path, monkeypatc
 
 
 def test_wide_maps_scroll_by_themselves():
-    assert pieces.width(9) < 4 < pieces.width(54)
-    from urnet_jax.evaluate import plots
-
+    assert page_pieces.width_of(9) < 4 < page_pieces.width_of(54)
     table = pd.DataFrame(np.eye(54))
-    wide = pieces.plot(plots.plot_map(table, "x", "y", "%", pieces.width(54)), "Read <this>", "A")
+    pages = []
+    for columns, caption in ((54, "Read <this>"), (9, "Read")):
+        figure = plots.plot_map(table, "x", "y", "%", page_pieces.width_of(columns))
+        pages.append(page_pieces.render("A", [page_pieces.Plot(figure, caption, "Seen")]))
+    wide, narrow = pages
     assert 'class="plot scroll" role="region" tabindex="0" aria-label="Read &lt;this&gt;"' in wide
-    narrow = pieces.plot(plots.plot_map(table, "x", "y", "%", pieces.width(9)), "Read", "A")
-    assert "scroll" not in narrow
+    assert 'style="width: 979px"' in wide
+    assert 'class="plot scroll"' not in narrow
 
 
 CHROMIUM = next(

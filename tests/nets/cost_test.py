@@ -183,6 +183,7 @@ def test_cost_rises_with_the_gates_and_in_jax_as_in_numpy(fewer, extra):
     np.testing.assert_allclose(np.asarray(in_jax), high, rtol=1e-6)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("shape", [(9,), (4, 8), (2, 4, 9)])
 def test_gates_of_another_network_are_refused(shape):
     with pytest.raises(ValueError, match=r"expected \[B, 9\], one row per sample"):

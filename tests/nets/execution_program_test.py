@@ -139,6 +139,7 @@ def test_pieces_leave_all_convolutions_but_the_stem_in_their_loops():
     assert outside.count(" convolution(") == 1
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_an_unknown_execution_is_an_error_that_names_the_known_ones():
     message = f"execution is 'sparse'; expected one of {', '.join(EXECUTIONS)}"
     unknown: Any = "sparse"

@@ -8,14 +8,88 @@ import subprocess
 import sys
 import time
 
-import jax
-import numpy as np
 import pytest
 
-from urnet_jax.errors import UserError
-from urnet_jax.runs import checkpoint, writers
+from helpers.train_runs import (
+    assert_identical,
+    assert_same_run,
+    lines,
+    newest,
+    newest_state,
+    saved_steps,
+    stop_after,
+)  # fmt: skip
+from urnet_jax.errors import Stopped, UserError
+from urnet_jax.runs import checkpoint
 from urnet_jax.runs.load import load_network
 from urnet_jax.train import loop
+
+STEPS = 29
+
+
+def test_stopped_after_every_step_and_started_again_equals_uninterrupted(finished, tiny, tmp_path):
+    workdir = tmp_path / "run"
+    for step in range(1, STEPS + 1):
+        with pytest.raises(Stopped) as stopped:
+            loop.train_and_evaluate(tiny(), workdir, asked_to_stop=stop_after(step))
+        assert str(stopped.value) == (
+            f"SIGTERM: stopped after step {step} and saved; the same command goes on."
+        )
+        assert (stopped.value.exit_code, newest(workdir).step) == (75, step)
+    loop.train_and_evaluate(tiny(), workdir)
+    assert newest(workdir) == newest(finished)
+    assert_identical(newest_state(workdir), newest_state(finished))
+    assert saved_steps(workdir) == saved_steps(finished)
+    assert lines(workdir, "eval") == lines(finished, "eval")
+
+
+@pytest.mark.parametrize("step", [1, 8, 10, 11, 12, 18, 28, 29])
+def test_stopped_once_a_run_ends_as_uninterrupted(step, finished, tiny, tmp_path):
+    """In the middle, where it saves, where it evaluates, and at the ends of phases."""
+    with pytest.raises(Stopped):
+        loop.train_and_evaluate(tiny(), tmp_path, asked_to_stop=stop_after(step))
+    loop.train_and_evaluate(tiny(), tmp_path)
+    if step in (1, 12):  # There no line was due.
+        assert_identical(newest_state(tmp_path), newest_state(finished))
+        assert newest(tmp_path) == newest(finished)
+        assert lines(tmp_path, "eval") == lines(finished, "eval")
+    else:
+        assert_same_run(tmp_path, finished)
+
+
+BEST = {"gates.epochs": 0.0, "joint.epochs": 0.0, "checkpoint.keep": 1, "checkpoint.keep_best": 1}
+
+
+@pytest.fixture(scope="module")
+def with_best(tiny, tmp_path_factory) -> pathlib.Path:
+    """A run of 11 steps, evaluated at 4, 8 and 11, that keeps its newest and its best."""
+    workdir = tmp_path_factory.mktemp("with_best")
+    loop.train_and_evaluate(tiny(BEST), workdir)
+    return workdir
+
+
+@pytest.mark.parametrize("step", [4, 8, 11])
+def test_a_stop_where_the_run_evaluates_leaves_the_best_checkpoint_the_best(
+    step, with_best, tiny, tmp_path
+):
+    with pytest.raises(Stopped):
+        loop.train_and_evaluate(tiny(BEST), tmp_path, asked_to_stop=stop_after(step))
+    assert newest(tmp_path).top1_percent is None
+    loop.train_and_evaluate(tiny(BEST), tmp_path)
+    assert saved_steps(tmp_path) == saved_steps(with_best)
+    assert load_network(tmp_path, "best").meta == load_network(with_best, "best").meta
+    assert_same_run(tmp_path, with_best)
+
+
+def test_a_checkpoint_that_only_the_stop_made_is_not_a_candidate_for_the_best(tiny, tmp_path):
+    """Evaluated at 4 and 8, saved at the end alone: the run without the stop has no such one."""
+    fields = BEST | {"checkpoint.every_epochs": 0.0, "checkpoint.keep": 2}
+    with pytest.raises(Stopped):
+        loop.train_and_evaluate(tiny(fields), tmp_path, asked_to_stop=stop_after(8))
+    loop.train_and_evaluate(tiny(fields), tmp_path)
+    assert checkpoint.read_meta(tmp_path, 8).top1_percent is None
+    assert load_network(tmp_path, "best").meta.step == 11
+    assert [line["step"] for line in lines(tmp_path, "eval")] == [4, 8, 11]
 
 
 def wait_for_checkpoint(workdir: pathlib.Path, process: subprocess.Popen[str]) -> None:
@@ -24,15 +98,9 @@ def wait_for_checkpoint(workdir: pathlib.Path, process: subprocess.Popen[str]) -
         time.sleep(0.02)
 
 
-def assert_same_network(found: pathlib.Path, expected: pathlib.Path) -> None:
-    one, other = (load_network(workdir) for workdir in (found, expected))
-    assert one[0] == other[0]
-    jax.tree.map(np.testing.assert_array_equal, one[1:], other[1:])
-
-
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGINT", 130)])
-def test_a_run_that_is_told_to_stop_saves_and_goes_on(
-    name, code, start, tiny_flags, finished, tmp_path
+def test_a_signal_stops_the_command_which_saves_and_goes_on(
+    name, code, start, tiny, tiny_flags, finished, tmp_path
 ):
     workdir = tmp_path / "run"
     with start("train.py", "--workdir=run", *tiny_flags, cwd=tmp_path) as process:
@@ -40,38 +108,58 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on(
         process.send_signal(signal.Signals[name])
         _, errors = process.communicate(timeout=120)
     assert process.returncode == code
-    step = checkpoint.steps(workdir)[-1]
-    assert errors.splitlines() == [
-        "",
+    step = newest(workdir).step
+    sentences = [
         "Stopping after this step and saving; once more stops at once.",
-        "",
         f"{name}: stopped after step {step} and saved; the same command goes on.",
     ]
-    with start("train.py", "--workdir=run", *tiny_flags, cwd=tmp_path) as process:
-        printed, errors = process.communicate(timeout=240)
-    assert (process.returncode, errors) == (0, "")
-    assert printed.startswith(f"Going on from step {step}: ")
-    assert_same_network(workdir, finished)
-    scores = [
-        [(line["step"], line["scale"], line["correct"]) for line in writers.read(run)
-         if line["kind"] == "eval"] for run in (workdir, finished)
-    ]  # fmt: skip
-    assert scores[0] == scores[1]
+    assert [line for line in errors.splitlines() if line in sentences] == sentences
+    assert "Traceback" not in errors
+    loop.train_and_evaluate(tiny(), workdir)
+    assert_identical(newest_state(workdir), newest_state(finished))
+    assert lines(workdir, "eval") == lines(finished, "eval")
 
 
-def test_a_second_ctrl_c_stops_at_once(start, tiny_flags, tmp_path):
+def test_killed_and_started_again_equals_uninterrupted(finished, start, tiny, tiny_flags, tmp_path):
+    workdir = tmp_path / "run"
     with start("train.py", "--workdir=run", *tiny_flags, cwd=tmp_path) as process:
-        while not (tmp_path / "run" / "config.json").exists():  # Before the step is compiled.
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.02)
-        for _ in range(2):
-            process.send_signal(signal.SIGINT)
-            time.sleep(0.5)
-        _, errors = process.communicate(timeout=60)
+        wait_for_checkpoint(workdir, process)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert newest(workdir).step < STEPS
+    loop.train_and_evaluate(tiny(), workdir)
+    assert_same_run(workdir, finished)
+    assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"28", "29"}
+
+
+TWICE = """
+import sys
+from urnet_jax.train import interruption
+
+with interruption.watched() as asked_to_stop:
+    print("watching", flush=True)
+    while not asked_to_stop(1):
+        pass
+    print(asked_to_stop(1), flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_ctrl_c_ends_the_process_at_once():
+    with subprocess.Popen(
+        [sys.executable, "-c", TWICE], text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == "watching\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "SIGINT\n"
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=60)
+        assert process.stderr is not None
+        errors = process.stderr.read()
     assert process.returncode == 130, errors
-    assert errors.endswith(
-        "Interrupted: the same command goes on from the last checkpoint, if any.\n"
-    )
+    assert "Interrupted: the same command goes on from the last checkpoint, if any.\n" in errors
 
 
 def test_a_second_run_in_a_workdir_is_refused(start, tiny_flags, tmp_path):

@@ -1,9 +1,10 @@
-"""One small training run on other numbers of devices and processes, each a process of its own."""
+"""One small training run on other numbers of devices and processes."""
 
 import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,25 +15,51 @@ import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-FLAGS = [
-    "--config=digits", "--workdir=run", "--config.model.depth=8", "--config.pretrain.epochs=0",
-    "--config.gates.epochs=0", "--config.joint.epochs=0.9", "--config.eval.scales=0.2,1.0",
-    "--config.eval.every_epochs=0", "--config.log.every_steps=1",
-    "--config.checkpoint.every_epochs=0.45",
+FIELDS = {
+    "model.depth": 8, "pretrain.epochs": 0.0, "gates.epochs": 0.0, "joint.epochs": 0.9,
+    "eval.scales": (0.2, 1.0), "eval.every_epochs": 0.0, "log.every_steps": 1,
+    "checkpoint.every_epochs": 0.45,
     # Sums round otherwise on other numbers of devices. A gate that is a hard step, and a long step
     # of the optimiser, would make much of little.
-    "--config.gate.sigmoid_probability=1.0", "--config.scale.usage=gate",
-    "--config.joint.learning_rate=0.001",
+    "gate.sigmoid_probability": 1.0, "scale.usage": "gate", "joint.learning_rate": 0.001,
     # Adam's steps would not tell a gradient from one that is a number of devices times too large.
-    "--config.joint.gate_optimizer=sgd", "--config.joint.gate_learning_rate_factor=10",
-]  # fmt: skip
+    "joint.gate_optimizer": "sgd", "joint.gate_learning_rate_factor": 10.0,
+}  # fmt: skip
 STEPS, SAVED = 20, 10
+
+IN_ONE_PROCESS = """
+import json, sys
+import jax
+jax.config.update("jax_num_cpu_devices", 8)
+from urnet_jax import config as config_lib
+from urnet_jax.errors import Stopped
+from urnet_jax.train import loop
+from urnet_jax.xla import sharding
+
+fields, runs = map(json.loads, sys.argv[1:])
+config = config_lib.load("digits")
+config.update_from_flattened_dict(fields | {"eval.scales": tuple(fields["eval.scales"])})
+for workdir, devices, last in runs:
+    mesh = jax.sharding.Mesh(sharding.in_order(jax.devices()[:devices]), ("data",))
+    try:
+        loop.train_and_evaluate(
+            config, workdir, mesh=mesh, asked_to_stop=lambda n: "SIGTERM" if n == last else ""
+        )
+    except Stopped:
+        print("stopped", flush=True)
+"""
+"""Trains runs one after another: [workdir, number of devices, step to stop after or 0] each."""
 
 
 def start(folder: pathlib.Path, devices: int = 1, *arguments: str) -> subprocess.Popen[str]:
+    flags = [
+        f"--config.{name}={value}".replace("(", "").replace(")", "").replace(" ", "")
+        for name, value in FIELDS.items()
+    ]
     environment = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+    command = ["train.py", "--config=digits", "--workdir=run", *flags, *arguments]
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *FLAGS, *arguments],
+        [sys.executable, str(ROOT / command[0]), *command[1:]],
         cwd=folder, env=os.environ | environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
@@ -40,11 +67,14 @@ def start(folder: pathlib.Path, devices: int = 1, *arguments: str) -> subprocess
 
 def start_two(folder: pathlib.Path, *arguments: str) -> list[subprocess.Popen[str]]:
     """Two processes with two devices each."""
+    together = ["--distributed", f"--coordinator={free_address()}", "--num_processes=2", *arguments]
+    return [start(folder, 2, *together, f"--process_id={k}") for k in range(2)]
+
+
+def free_address() -> str:
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    together = ["--distributed", f"--coordinator={address}", "--num_processes=2", *arguments]
-    return [start(folder, 2, *together, f"--process_id={k}") for k in range(2)]
+        return f"localhost:{free.getsockname()[1]}"
 
 
 def finish(process: subprocess.Popen[str], expected: int = 0) -> tuple[str, str]:
@@ -79,30 +109,88 @@ def assert_same(folder: pathlib.Path, expected: pathlib.Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory) -> pathlib.Path:
-    """One process with one device, never interrupted."""
-    folder = tmp_path_factory.mktemp("alone")
-    finish(start(folder))
+def trained(tmp_path_factory) -> pathlib.Path:
+    """A folder of folders with a run each: on 1, 2, 4, 8 devices, and stopped on 4 to go on with 1.
+
+    All were trained in one process with eight devices.
+    """
+    folder = tmp_path_factory.mktemp("trained")
+    runs = [(f"{devices}/run", devices, 0) for devices in (1, 2, 4, 8)]
+    runs += [("stopped/run", 4, SAVED + 1), ("stopped/run", 1, 0)]
+    done = subprocess.run(
+        [sys.executable, "-c", IN_ONE_PROCESS, json.dumps(FIELDS), json.dumps(runs)],
+        cwd=folder, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True,
+        timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines().count("stopped") == 1
+    assert f"Going on from step {SAVED + 1}: " in done.stdout
     return folder
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("devices", [2, 4, 8])
-def test_devices_share_the_batch(devices: int, alone: pathlib.Path, tmp_path: pathlib.Path):
-    finish(start(tmp_path, devices))
-    assert_same(tmp_path, alone)
+@pytest.fixture(scope="module")
+def alone(trained) -> pathlib.Path:
+    """The run on one device, never interrupted."""
+    return trained / "1"
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("others", ["2", "4", "8", "stopped"])
+def test_devices_share_the_batch(others, trained, alone):
+    assert_same(trained / others, alone)
+
+
 def test_processes_share_the_batch_and_one_of_them_writes(alone, tmp_path):
-    outputs = [finish(process) for process in start_two(tmp_path)]
+    outputs = [finish(process)[0] for process in start_two(tmp_path)]
     assert_same(tmp_path, alone)
-    # Gloo, XLA's own library, says on stdout whom it found; its threads' line ends may go astray.
-    own = [
-        [line for line in printed.splitlines() if line and not line.startswith("[Gloo]")]
-        for printed, _ in outputs
-    ]
-    assert any("After phase joint" in line for line in own[0]) and not own[1]
+    # Not all that they print is ours: Gloo, XLA's library, says on stdout whom it found.
+    for sentence in (" parameters", "joint 20/20: loss", "After phase joint, step 20"):
+        assert [sentence in printed for printed in outputs] == [True, False]
+
+
+STALE = """
+import contextlib, sys
+import jax
+from urnet_jax.xla import sharding
+
+address, number, stale = sys.argv[1:]
+sharding.start_distributed(address, 2, int(number))
+from urnet_jax import config as config_lib
+from urnet_jax.data.sources import open_split
+from urnet_jax.runs.checkpoint import Checkpointer
+from urnet_jax.runs.writers import MetricWriter
+from urnet_jax.train import loop, start
+
+config = config_lib.from_json(open("run/config.json").read())
+test_split, mesh = open_split(config.data, "test"), sharding.make_mesh()
+steps_per_epoch = 1437 / 64
+state = start.start_phase(config, "joint", steps_per_epoch, None, mesh)
+state = state.replace(step=state.step + 20, phase_step=state.phase_step + 20)
+writer = MetricWriter(
+    "elsewhere" if number == stale else "run", resume_step=20, silent=number != "0"
+)
+with contextlib.closing(Checkpointer("run", keep=2)) as checkpointer:
+    run = loop.Run(
+        config, mesh, steps_per_epoch, checkpointer, writer, test_split, iter(()), lambda n: ""
+    )
+    loop.run_phase(run, "joint", state)
+"""
+"""A process at the end of a run whose evaluation is made; number `stale` does not see its lines."""
+
+
+@pytest.mark.slow
+def test_a_host_that_reads_stale_metrics_does_not_evaluate_alone(alone, tmp_path):
+    shutil.copytree(alone / "run", tmp_path / "run")
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    command = [sys.executable, "-c", STALE, free_address()]
+    processes = [
+        subprocess.Popen(
+            [*command, str(number), "1"], cwd=tmp_path, env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        ) for number in range(2)
+    ]  # fmt: skip
+    for process in processes:
+        finish(process)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
 @pytest.mark.slow
@@ -116,16 +204,6 @@ def test_three_phases_in_parts_with_padded_evaluation_on_two_processes(tmp_path)
     evaluated = [line for line in map(json.loads, text.splitlines()) if line["kind"] == "eval"]
     assert [line["phase"] for line in evaluated] == ["pretrain", *["gates"] * 2, *["joint"] * 2]
     assert {line["examples"] for line in evaluated} == {360}
-
-
-@pytest.mark.slow
-def test_stopped_on_four_devices_goes_on_with_one(alone, tmp_path):
-    with start(tmp_path, 4) as process:
-        wait_for_checkpoint(tmp_path, process)
-        process.kill()
-    printed, _ = finish(start(tmp_path))
-    assert printed.startswith("Going on from step 1")
-    assert_same(tmp_path, alone)
 
 
 @pytest.mark.slow

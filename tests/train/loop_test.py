@@ -1,101 +1,31 @@
 import json
 import pathlib
 import shutil
-import signal
-import time
 
 import jax
-import numpy as np
 import pytest
 
+from helpers.train_runs import (
+    MESH,
+    assert_identical,
+    assert_same_run,
+    lines,
+    newest,
+    newest_state,
+    roll_back,
+)  # fmt: skip
 from helpers.variables import init_variables, split_gates
 from urnet_jax import config as config_lib
 from urnet_jax.errors import UserError
 from urnet_jax.evaluate import files
 from urnet_jax.phases import PHASES
-from urnet_jax.runs import checkpoint, writers
-from urnet_jax.runs.checkpoint import Checkpointer
+from urnet_jax.runs import writers
 from urnet_jax.runs.load import load_network
-from urnet_jax.runs.meta import Meta
-from urnet_jax.train import loop, state
-from urnet_jax.train.state import TrainState
+from urnet_jax.train import loop
+from urnet_jax.train.start import start_phase
 from urnet_jax.xla import sharding
 
 STEPS_PER_EPOCH = 1437 / 64
-MESH = sharding.make_mesh()
-
-
-def newest(workdir: pathlib.Path) -> Meta:
-    meta = checkpoint.newest_meta(workdir)
-    assert meta is not None
-    return meta
-
-
-def newest_state(workdir: pathlib.Path) -> TrainState:
-    meta = newest(workdir)
-    checkpointer = Checkpointer(workdir)
-    where = sharding.replicated(MESH)
-    abstract = state.abstract_state(meta.config, meta.phase, meta.steps_per_epoch, where)
-    restored = checkpointer.restore_state(meta.step, abstract)
-    checkpointer.close()
-    return restored
-
-
-def assert_identical(found, expected) -> None:
-    jax.tree.map_with_path(
-        lambda path, a, b: np.testing.assert_array_equal(a, b, jax.tree_util.keystr(path)),
-        found,
-        expected,
-    )
-
-
-def lines(workdir: pathlib.Path, kind: str) -> list[dict]:
-    """The lines of one kind without what no two runs share, their speed."""
-    every = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    for line in every:
-        line.pop("images_per_s", None)
-    return [line for line in every if line["kind"] == kind]
-
-
-def saved_steps(workdir: pathlib.Path) -> list[int]:
-    folder = workdir / "checkpoints"
-    names = [path.name for path in folder.iterdir()] if folder.exists() else []
-    return sorted(int(name) for name in names if name.isdigit())
-
-
-def roll_back(workdir: pathlib.Path, step: int) -> None:
-    """Leaves a workdir as a kill would have left it after the checkpoint at `step`."""
-    assert step in saved_steps(workdir)
-    for later in saved_steps(workdir):
-        if later > step:
-            shutil.rmtree(workdir / "checkpoints" / str(later))
-
-
-def assert_same_run(found: pathlib.Path, expected: pathlib.Path) -> None:
-    assert_identical(newest_state(found), newest_state(expected))
-    assert newest(found) == newest(expected)
-    assert saved_steps(found) == saved_steps(expected)
-    assert lines(found, "train") == lines(expected, "train")
-    assert lines(found, "eval") == lines(expected, "eval")
-
-
-def test_killed_and_started_again_equals_uninterrupted(finished, tmp_path, start, tiny_flags):
-    workdir = tmp_path / "run"
-    for seen, phase in [(2, "pretrain"), (20, "joint")]:
-        with start("train.py", "--workdir=run", *tiny_flags, cwd=tmp_path) as process:
-            while max(saved_steps(workdir), default=0) < seen:
-                assert process.poll() is None, process.communicate()
-                time.sleep(0.02)
-            process.kill()
-        assert process.returncode == -signal.SIGKILL
-        meta = newest(workdir)
-        assert meta.phase == phase and meta.phase_step < meta.phase_steps
-    with start("train.py", "--workdir=run", *tiny_flags, cwd=tmp_path) as process:
-        printed, errors = process.communicate()
-    assert (process.returncode, errors) == (0, "")
-    assert printed.startswith(f"Going on from step {meta.step}: step {meta.phase_step} of phase ")
-    assert_same_run(workdir, finished)
-    assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"28", "29"}
 
 
 def test_lines_come_at_the_configured_steps(finished):
@@ -145,6 +75,13 @@ def test_the_loop_moves_nothing_between_host_and_device_unasked(tiny, tmp_path, 
         loop.train_and_evaluate(tiny(), tmp_path)
 
 
+def test_phases_that_evaluate_alike_share_one_compiled_evaluation(tiny, tmp_path):
+    loop._eval_step.cache_clear()
+    loop.train_and_evaluate(tiny({"eval.every_epochs": 0.0}), tmp_path)
+    assert {line["phase"] for line in lines(tmp_path, "eval")} == set(PHASES)
+    assert loop._eval_step.cache_info().misses == 2  # without the network's own gates, and with
+
+
 def test_the_command_line_reaches_config_and_checkpoint(finished, tiny):
     assert config_lib.from_json((finished / "config.json").read_text()) == tiny()
     assert newest(finished).config == tiny()
@@ -186,7 +123,7 @@ def test_every_phase_begins_from_another_run(phase, plain, finished, tiny):
     gated, ungated = newest_state(finished), newest_state(plain)
     for source, source_state in [(finished, gated), (plain, ungated)]:
         config = tiny({f"{phase}.init_from": str(source)})
-        begun = loop.start_phase(config, phase, STEPS_PER_EPOCH, gated, MESH)
+        begun = start_phase(config, phase, STEPS_PER_EPOCH, gated, MESH)
         _, backbone = split_gates(begun.params)
         _, expected = split_gates(source_state.params)
         assert_identical(backbone, expected)
@@ -202,7 +139,7 @@ def test_gates_that_another_run_has_not_trained_begin_anew(kind, finished, tiny,
     short = tiny(fields | {"pretrain.epochs": 0.1, "model.gate_bias": 3.0})
     loop.train_and_evaluate(short, tmp_path / "short")
     config = tiny(fields | {"gates.init_from": str(tmp_path / "short"), "model.gate_bias": -1.0})
-    begun = loop.start_phase(config, "gates", STEPS_PER_EPOCH, None, MESH)
+    begun = start_phase(config, "gates", STEPS_PER_EPOCH, None, MESH)
     source = newest_state(tmp_path / "short")
     own = init_variables(config)
     trees = (begun.params, begun.batch_stats), own, (source.params, source.batch_stats)
@@ -214,7 +151,7 @@ def test_gates_that_another_run_has_not_trained_begin_anew(kind, finished, tiny,
         short.pretrain.init_from = str(finished)
         loop.train_and_evaluate(short, tmp_path / "again")
         config.gates.init_from = str(tmp_path / "again")
-        begun = loop.start_phase(config, "gates", STEPS_PER_EPOCH, None, MESH)
+        begun = start_phase(config, "gates", STEPS_PER_EPOCH, None, MESH)
         gates, _ = split_gates(begun.params)
         trained, _ = split_gates(newest_state(finished).params)
         assert_identical(gates, trained)
@@ -222,7 +159,7 @@ def test_gates_that_another_run_has_not_trained_begin_anew(kind, finished, tiny,
 
 def test_a_plain_network_begins_from_a_gated_run(finished, tiny):
     config = tiny({"model.gated": False, "joint.init_from": str(finished)})
-    begun = loop.start_phase(config, "joint", STEPS_PER_EPOCH, None, MESH)
+    begun = start_phase(config, "joint", STEPS_PER_EPOCH, None, MESH)
     _, backbone = split_gates(newest_state(finished).params)
     assert_identical(begun.params, backbone)
 
@@ -262,7 +199,7 @@ def test_averaged_parameters_are_those_that_are_evaluated(averaged, tiny):
     (row,) = files.evaluate_workdir(averaged).to_dict("records")
     on_the_way = lines(averaged, "eval")[-1]
     assert {name: on_the_way[name] for name in row} == pytest.approx(row)
-    begun = loop.start_phase(tiny(), "joint", STEPS_PER_EPOCH, final, MESH)
+    begun = start_phase(tiny(), "joint", STEPS_PER_EPOCH, final, MESH)
     assert_identical(begun.params, final.ema_params)
     assert begun.ema_params is None
 

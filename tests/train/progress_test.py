@@ -1,3 +1,4 @@
+import threading
 import time
 
 import jax.numpy as jnp
@@ -6,7 +7,7 @@ import pytest
 from urnet_jax.runs import writers
 from urnet_jax.runs.writers import MetricWriter
 from urnet_jax.train.metrics import TrainMetrics
-from urnet_jax.train.progress import PhaseProgress
+from urnet_jax.train.progress import PhaseProgress, compiling, telling
 
 
 def step_metrics(loss: float, correct: list[float]) -> TrainMetrics:
@@ -39,12 +40,11 @@ def begin(tmp_path):
 
 
 def test_lines_hold_means_since_the_line_before(begin, tmp_path, capsys):
-    progress = begin(first=0, num_steps=5, every_steps=2)
-    for n, loss in enumerate([1.0, 2.0, 3.0, 5.0, 7.0], start=1):
-        progress.add(100 + n, n, step_metrics(loss, [1.0, 0.0 if n < 3 else 1.0]))
-        # Written only when a later step is on its way.
-        assert len(writers.read(tmp_path)) == (n - 1) // 2
-    progress.close()
+    with begin(first=0, num_steps=5, every_steps=2) as progress:
+        for n, loss in enumerate([1.0, 2.0, 3.0, 5.0, 7.0], start=1):
+            progress.add(100 + n, n, step_metrics(loss, [1.0, 0.0 if n < 3 else 1.0]))
+            # Written only when a later step is on its way.
+            assert len(writers.read(tmp_path)) == (n - 1) // 2
     lines = writers.read(tmp_path)
     assert [line["step"] for line in lines] == [102, 104, 105]
     assert [line["loss"] for line in lines] == [1.5, 4.0, 7.0]
@@ -64,20 +64,56 @@ def test_a_pause_writes_all_so_that_going_on_from_there_writes_the_same(begin, t
     whole.resume()
     resumed = begin(first=3, num_steps=6, every_steps=4)
     for progress in (whole, resumed):
-        for n in range(4, 7):
-            progress.add(n, n, step_metrics(n, [0.0, 1.0]))
-        progress.close()
+        with progress:
+            for n in range(4, 7):
+                progress.add(n, n, step_metrics(n, [0.0, 1.0]))
     seen = [(line["step"], line["loss"]) for line in writers.read(tmp_path)]
     assert seen == [(3, 2.0), (4, 4.0), (6, 5.5), (4, 4.0), (6, 5.5)]
 
 
 def test_a_pause_does_not_count_as_training(begin, tmp_path):
-    progress = begin(first=0, num_steps=2, every_steps=2)
-    progress.add(1, 1, step_metrics(1.0, [0.0, 1.0]))
-    progress.pause()
-    time.sleep(0.5)
-    progress.resume()
-    progress.add(2, 2, step_metrics(1.0, [0.0, 1.0]))
-    progress.close()
-    speed = writers.read(tmp_path)[-1]["images_per_s"]
-    assert speed > 2 / 0.5  # one step of two images, in far less than the pause
+    begun = time.monotonic()
+    with begin(first=0, num_steps=2, every_steps=2) as progress:
+        progress.add(1, 1, step_metrics(1.0, [0.0, 1.0]))
+        progress.pause()
+        time.sleep(0.5)  # what is measured, not a wait for something
+        progress.resume()
+        progress.add(2, 2, step_metrics(1.0, [0.0, 1.0]))
+    whole = time.monotonic() - begun
+    one_step = 2 / writers.read(tmp_path)[-1]["images_per_s"]
+    assert one_step <= whole - 0.5
+
+
+def test_an_error_ends_a_phase_without_further_lines(begin, tmp_path):
+    with pytest.raises(KeyError), begin(first=0, num_steps=2, every_steps=1) as progress:
+        progress.add(1, 1, step_metrics(1.0, [0.0, 1.0]))
+        raise KeyError
+    assert writers.read(tmp_path) == []
+
+
+def test_a_long_compilation_is_spoken_of_and_how_long_it_took(capsys):
+    printed, deadline = "", time.monotonic() + 60
+    with compiling("the step", slow_s=0.0):
+        while "\n" not in printed and time.monotonic() < deadline:
+            printed += capsys.readouterr().out
+    assert printed == "Compiling the step (a minute or more for deep networks) ...\n"
+    after = capsys.readouterr().out
+    assert after.startswith("Compiled the step in ") and after.endswith(" s.\n")
+
+
+def test_a_short_compilation_is_not_spoken_of_and_leaves_no_thread(capsys):
+    before, seen = threading.enumerate(), []
+
+    def step(number: int) -> int:
+        seen.append(set(threading.enumerate()) - set(before))
+        return number + 1
+
+    told = telling(step, "the step", slow_s=3600.0)
+    assert (told(1), told(2)) == (2, 3)
+    # Only the first call compiles.
+    assert [len(threads) for threads in seen] == [1, 0]
+    assert threading.enumerate() == before
+    with pytest.raises(ZeroDivisionError):
+        telling(lambda: 1 // 0, "the step", slow_s=3600.0)()
+    assert threading.enumerate() == before
+    assert capsys.readouterr().out == ""

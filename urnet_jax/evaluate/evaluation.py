@@ -49,6 +49,16 @@ class Evaluation:
     gate_logits: Float[np.ndarray, "k n N"] | None = None
 
     @property
+    def num_gates(self) -> int:
+        """N, the number of gates."""
+        return self.gates.shape[2]
+
+    @property
+    def gate_groups(self) -> list[tuple[str, int]]:
+        """Names of the parts of the network, in order, and how many gates each has."""
+        return list(self.arch.gate_groups)
+
+    @property
     def full_flops(self) -> float:
         """FLOPs of a sample that uses every block, gates included."""
         return 2.0 * self.arch.cost.full_macs
@@ -193,7 +203,7 @@ def summarize(evaluation: Evaluation) -> pd.DataFrame:
     residual blocks that a sample used of `blocks_total`; `usage_mean` is their share. `flops_share`
     is `flops_mean` as a share of `flops_full`, the network with every block used.
     """
-    total, full = evaluation.arch.num_gates, evaluation.full_flops
+    total, full = evaluation.num_gates, evaluation.full_flops
     correct = (evaluation.predictions == evaluation.labels).sum(axis=1)
     blocks, flops = evaluation.gates.sum(axis=2, dtype=np.int64), evaluation.flops
     return pd.DataFrame(

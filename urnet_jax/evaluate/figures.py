@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 from PIL import Image
 
+_LABEL_MARGIN_PX = 5
+
 
 class NotebookFigure(Figure):
     """A figure that notebooks show as it is; of others they do so once pyplot is imported."""
@@ -46,7 +48,8 @@ def label_points(axes: Axes, xs: np.ndarray, ys: np.ndarray, labels: Sequence[st
     for start, end in zip(points[:-1], points[1:], strict=True):
         dots = np.linspace(start, end, 2 + int(np.hypot(*(end - start)) / 4))
         taken += [Bbox.from_bounds(x - 1, y - 1, 2, 2) for x, y in dots]
-    inside = axes.get_window_extent()
+    # With room to spare: saved at another resolution, text is not exactly as large.
+    inside = axes.get_window_extent().padded(-_LABEL_MARGIN_PX)
     # Below and right, then above and left: where a rising, flattening curve is not.
     places = [(4, -5), (-4, 5), (0, 8), (0, -8)]
     places += [(dx, dy) for r in (20, 34, 48) for dx, dy in ((r, -r), (-r, r), (0, r), (0, -r))]

@@ -81,10 +81,11 @@ def write(
     arrays = {name: array for name, array in arrays.items() if array is not None}
     samples = io.BytesIO()
     np.savez_compressed(samples, **arrays)
-    stages = [count for _, count in arch.gate_groups]
     plain = meta.get("plain_top1_percent")
     curve = plots.plot_top1_vs_flops(summary, arch.describe(), plain)
-    usage = plots.plot_block_usage(evaluation.gates, evaluation.scales, stages, arch.describe())
+    usage = plots.plot_block_usage(
+        evaluation.gates, evaluation.scales, evaluation.gate_groups, arch.describe()
+    )
     files = {
         "eval.csv": summary.to_csv(index=False).encode(),
         "eval.json": (json.dumps(record, indent=2, allow_nan=False) + "\n").encode(),

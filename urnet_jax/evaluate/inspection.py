@@ -212,7 +212,7 @@ def at_scales(evaluation: Evaluation, scales: Sequence[float]) -> Evaluation:
 def plot_usage(evaluation: Evaluation) -> Figure:
     """The share of samples that use each block at each S (the paper's figure 4)."""
     return plots.plot_block_usage(
-        evaluation.gates, evaluation.scales, _stages(evaluation), evaluation.arch.describe()
+        evaluation.gates, evaluation.scales, evaluation.gate_groups, evaluation.arch.describe()
     )
 
 
@@ -225,11 +225,7 @@ def plot_blocks(evaluation: Evaluation, scale: float) -> Figure:
         f"{100 * row.usage_mean:.1f} % of the blocks, {100 * row.flops_share:.1f} % of the FLOPs"
     )
     usage = evaluation.gates[row.Index].mean(axis=0, dtype=np.float64)
-    return plots.plot_bars(usage, _stages(evaluation), title)
-
-
-def _stages(evaluation: Evaluation) -> list[int]:
-    return [count for _, count in evaluation.arch.gate_groups]
+    return plots.plot_bars(usage, evaluation.gate_groups, title)
 
 
 def plot_logits(gates: pd.DataFrame) -> Figure:

@@ -7,9 +7,20 @@ import numpy as np
 
 from urnet_jax.config import heeds_scale
 from urnet_jax.data.splits import Split
-from urnet_jax.evaluate import html, page_images, plots
+from urnet_jax.evaluate import page_images, plots
 from urnet_jax.evaluate.evaluation import Evaluation, summarize
 from urnet_jax.evaluate.inspection import Run
+from urnet_jax.evaluate.page_pieces import (
+    Beside,
+    Facts,
+    Paragraph,
+    Plot,
+    Section,
+    Table,
+    is_wide,
+    render,
+    width_of,
+)
 
 
 def make(run: Run, split: Split, evaluation: Evaluation, record: Mapping[str, Any]) -> str:
@@ -32,37 +43,34 @@ def make(run: Run, split: Split, evaluation: Evaluation, record: Mapping[str, An
         if arch.gated:
             why = "This checkpoint is of phase pretrain, in which gates are not used"
         sentence = (
-            f"{why}, and all of its {arch.num_gates} blocks run for every image whatever S is, so "
-            "that there is one row to show and nothing more."
+            f"{why}, and all of its {evaluation.num_gates} blocks run for every image, whatever S "
+            "is. So there is one row to show."
         )
-        parts = _facts(record), html.section("Accuracy and cost", _table(evaluation))
-        return html.page(title, html.paragraph(sentence), *parts)
-    if run.config.gate.random_drop != "never":
-        sections: list[str] = [
-            html.paragraph(
-                "Which blocks an image is left with is chance and says nothing of the image, so "
-                "that no single images are shown."
-            )
-        ]
-    else:
-        seen = page_images.Seen(run, split, evaluation)
-        sections = [seen.paths(), seen.lost(), seen.sweep()]
-    return html.page(
-        title,
-        html.paragraph(
-            "The compute of this residual network is turned up and down while it is in use. "
-            f"{_decides(run, arch.num_gates)} where it does not, the block's shortcut alone "
-            "passes the features on. S asks for about that share of the blocks. One set of weights "
-            "serves every S."
-        ),
-        _facts(record),
-        _results(evaluation, record.get("plain_top1_percent")),
-        *sections,
-        html.paragraph(
-            "The table's numbers are also in eval.csv, and those of each image in "
-            "eval_samples.npz, in the folder of this page."
-        ),
+        section = Section("Accuracy and cost", _table(evaluation))
+        return render(title, [Paragraph(sentence), _facts(record)], [section])
+    about = Paragraph(
+        "The compute of this residual network is turned up and down while it is in use. "
+        f"{_decides(run, evaluation.num_gates)} where it does not, the block's shortcut alone "
+        "passes the features on. S asks for about that share of the blocks. One set of weights "
+        "serves every S."
     )
+    end = [
+        Paragraph(
+            "eval.csv, in the folder of this page, also holds the table's numbers, and "
+            "eval_samples.npz those of each image."
+        )
+    ]
+    sections = [_results(evaluation, record.get("plain_top1_percent"))]
+    if run.config.gate.random_drop == "never":
+        seen = page_images.Seen(run, split, evaluation)
+        sections += [seen.paths(), seen.lost(), seen.sweep()]
+    else:
+        sentence = (
+            "No single images are shown: chance decides which blocks an image is left with, and "
+            "that says nothing of the image."
+        )
+        end = [Paragraph(sentence), *end]
+    return render(title, [about, _facts(record)], sections, end)
 
 
 def _decides(run: Run, num_blocks: int) -> str:
@@ -84,12 +92,12 @@ def _decides(run: Run, num_blocks: int) -> str:
     )
 
 
-def _facts(record: Mapping[str, Any]) -> str:
+def _facts(record: Mapping[str, Any]) -> Facts:
     device, rows = record["device"], record["rows"]
     kind = device["kind"]
     if kind != device["platform"]:
         kind = f"{kind} ({device['platform']})"
-    return html.facts(
+    return Facts(
         {
             "Network": record["architecture"],
             "Images": f"{rows[0]['examples']:,} of {record['dataset']}, split {record['split']}",
@@ -102,7 +110,8 @@ def _facts(record: Mapping[str, Any]) -> str:
     )
 
 
-def _table(evaluation: Evaluation) -> str:
+def _table(evaluation: Evaluation) -> tuple[Table, Paragraph]:
+    """The table, and how to read it."""
     unit, name = (1e9, "G") if evaluation.full_flops >= 1e9 else (1e6, "M")
     records: Any = summarize(evaluation).itertuples()
     rows = [
@@ -120,7 +129,7 @@ def _table(evaluation: Evaluation) -> str:
         "S",
         "Top-1,\n%",
         "FLOPs,\n%",
-        f"Blocks\nof {evaluation.arch.num_gates}",
+        f"Blocks\nof {evaluation.num_gates}",
         "Blocks,\nmin–max",
         f"FLOPs,\n{name}",
     )
@@ -130,13 +139,12 @@ def _table(evaluation: Evaluation) -> str:
         "linear layers; those in percent are of the full network, with every block and gate, which "
         f"takes {evaluation.full_flops / unit:.2f} {name}."
     )
-    table = html.table("Top-1, blocks and FLOPs at each S", columns, rows)
-    return f"{table}\n{html.paragraph(legend)}"
+    return Table("Top-1, blocks and FLOPs at each S", columns, rows), Paragraph(legend)
 
 
-def _results(evaluation: Evaluation, plain_top1_percent: float | None) -> str:
+def _results(evaluation: Evaluation, plain_top1_percent: float | None) -> Section:
     """The table, top-1 against FLOPs, and which blocks are used at which S."""
-    summary, arch = summarize(evaluation), evaluation.arch
+    summary, blocks = summarize(evaluation), evaluation.num_gates
     ends: Any = summary.iloc[[0, -1]].itertuples()
     low, high = (
         f"{row.top1_percent:.2f} % at S = {row.scale:g} with {100 * row.flops_share:.1f} % of the "
@@ -152,18 +160,19 @@ def _results(evaluation: Evaluation, plain_top1_percent: float | None) -> str:
             f"pretrain: {plain_top1_percent:.2f} %."
         )
     figure = plots.plot_top1_vs_flops(
-        summary, plain_top1_percent=plain_top1_percent, width=html.width(1)
+        summary, plain_top1_percent=plain_top1_percent, width=width_of(1)
     )
-    curve = html.plot(figure, caption, f"Curve of top-1 against FLOPs, from {low} to {high}.")
+    curve = Plot(figure, caption, f"Curve of top-1 against FLOPs, from {low} to {high}.")
 
-    stages, width = [count for _, count in arch.gate_groups], html.width(arch.num_gates)
     used = 100 * evaluation.gates.mean(axis=(0, 1), dtype=np.float64)
     most, least = used.argmax(), used.argmin()
-    usage = html.plot(
-        plots.plot_block_usage(evaluation.gates, evaluation.scales, stages, width=width),
+    usage = Plot(
+        plots.plot_block_usage(
+            evaluation.gates, evaluation.scales, evaluation.gate_groups, width=width_of(blocks)
+        ),
         "Which blocks run: the share of images that use each block at each S.",
         f"Map of usage by block and S. Over all S block {most + 1} is used most, by "
         f"{used[most]:.0f} % of the images, and block {least + 1} least, by {used[least]:.0f} %.",
     )
-    beside = html.side_by_side if width == html.width(1) else html.column
-    return html.section("Accuracy and cost at each S", _table(evaluation), beside(curve, usage))
+    beside = Beside((curve, usage), wide=is_wide(blocks))
+    return Section("Accuracy and cost at each S", (*_table(evaluation), beside))

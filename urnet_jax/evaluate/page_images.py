@@ -7,10 +7,22 @@ import numpy as np
 import pandas as pd
 
 from urnet_jax.data.splits import Split, examples, places
-from urnet_jax.evaluate import html, inspection, plots
+from urnet_jax.evaluate import inspection, plots
 from urnet_jax.evaluate.evaluation import Evaluation, summarize
-from urnet_jax.evaluate.figures import thumbnail, to_png
+from urnet_jax.evaluate.figures import thumbnail
 from urnet_jax.evaluate.inspection import Run
+from urnet_jax.evaluate.page_pieces import (
+    Beside,
+    Images,
+    Paragraph,
+    Picture,
+    Piece,
+    Plot,
+    Section,
+    Table,
+    is_wide,
+    width_of,
+)
 
 _MOST_CLASSES = 20
 _MOST_LOST = 16
@@ -22,7 +34,7 @@ class Seen:
 
     def __init__(self, run: Run, split: Split, evaluation: Evaluation):
         self._run, self._split, self._evaluation = run, split, evaluation
-        self._total = evaluation.arch.num_gates
+        self._total = evaluation.num_gates
         self._lost = None  # where the grid lacks one of the two scales
         if len(inspection.at_scales(evaluation, (_RIGHT_AT, _WRONG_AT)).scales) == 2:
             table = self._gates(_RIGHT_AT, _WRONG_AT)
@@ -34,7 +46,7 @@ class Seen:
             table = self._gates(self._widest)
             self._extremes = inspection.easy_and_hard(table, self._widest)
 
-    def paths(self) -> str:
+    def paths(self) -> Section:
         """How many paths there are, usage by class, and the images at both ends."""
         rows = []
         for scale, gates in zip(self._evaluation.scales, self._evaluation.gates, strict=True):
@@ -42,23 +54,23 @@ class Seen:
             share = 100 * counts.max() / counts.sum()
             rows.append((f"{scale:g}", f"{len(counts):,}", f"{share:.1f}"))
         columns = "S", "Different\npaths", "Images on the\ncommonest, %"
-        about = html.paragraph(
+        about = Paragraph(
             "A path is the set of blocks that an image uses. Where there is but one, the gates "
             "heed S alone; the more there are, the more they heed the image."
         )
-        table = html.table("Different paths at each S", columns, rows)
-        narrow = html.width(1) == html.width(max(len(rows), self._total))
-        beside = html.side_by_side if narrow else html.column
-        pieces = [beside(self._by_class(), self._by_class_and_block())]
-        pieces.append(html.side_by_side(table, about))
+        table = Table("Different paths at each S", columns, rows)
+        maps = Beside(
+            (self._by_class(), self._by_class_and_block()), wide=is_wide(len(rows), self._total)
+        )
+        pieces: list[Piece] = [maps, Beside((table, about))]
         if self._extremes is None:
             text = "At each S all images use equally many blocks: none is easier than another."
-            pieces.append(html.paragraph(text))
+            pieces.append(Paragraph(text))
         else:
-            pieces.append(html.side_by_side(self._group("easy"), self._group("hard")))
-        return html.section("Do images take different paths?", *pieces)
+            pieces.append(Beside((self._group("easy"), self._group("hard"))))
+        return Section("Do images take different paths?", pieces)
 
-    def lost(self) -> str:
+    def lost(self) -> Section:
         """The images that are right at one S and wrong at a smaller one."""
         heading = f"Right at S = {_RIGHT_AT:g}, wrong at S = {_WRONG_AT:g}"
         if self._lost is None:
@@ -66,10 +78,10 @@ class Seen:
                 f"Which images a smaller S loses is shown where both S = {_WRONG_AT:g} and S = "
                 f"{_RIGHT_AT:g} are evaluated, which they were not here."
             )
-            return html.section(heading, html.paragraph(text))
+            return Section(heading, [Paragraph(text)])
         if self._lost.empty:
             text = f"No image is right at S = {_RIGHT_AT:g} and wrong at S = {_WRONG_AT:g}."
-            return html.section(heading, html.paragraph(text))
+            return Section(heading, [Paragraph(text)])
         shown, total = self._lost.head(_MOST_LOST), len(self._lost)
         count = "1 image is" if total == 1 else f"{total:,} images are"
         first = f"; the first {len(shown)} are shown" if total > len(shown) else ""
@@ -82,9 +94,9 @@ class Seen:
             (f"at {_WRONG_AT:g}: {self._name(row.prediction_at_less)}", f"{row.blocks} blocks")
             for row in _rows(shown)
         ]
-        return html.section(heading, html.images(self._pictures(shown, lines), caption, many=True))
+        return Section(heading, [Images(self._pictures(shown, lines), caption, many=True)])
 
-    def sweep(self) -> str:
+    def sweep(self) -> Section:
         """What one image does as S goes from 0 to 1."""
         if self._lost is not None and not self._lost.empty:
             row, which = self._lost.iloc[:1], "the first of those above"
@@ -96,45 +108,45 @@ class Seen:
         sweep = self._run.sweep(int(row["sample"].iloc[0]), split=self._split)
         for column in ("label", "prediction"):
             sweep[column] = [self._short(label) for label in sweep[column]]
-        blocks, width = inspection.samples(sweep)["blocks"], html.width(self._total)
+        blocks = inspection.samples(sweep)["blocks"]
         lines = [(f"image {row['sample'].iloc[0]}",)]
-        picture = html.images(self._pictures(row, lines), f"The image, {which}.")
-        plot = html.plot(
-            inspection.plot_sweep(sweep, width),
+        picture = Images(self._pictures(row, lines), f"The image, {which}.")
+        plot = Plot(
+            inspection.plot_sweep(sweep, width_of(self._total)),
             "The blocks that the image uses (yellow) as S rises, and beside them the class that "
             "the network then says, red where it is wrong.",
             f"Map of one image's blocks by S: {blocks.iloc[0]} of {self._total} used at S = 0, "
             f"{blocks.iloc[-1]} at S = 1.",
         )
-        beside = html.side_by_side if width == html.width(1) else html.column
-        return html.section("One image as S rises", beside(picture, plot))
+        beside = Beside((picture, plot), wide=is_wide(self._total))
+        return Section("One image as S rises", [beside])
 
     def _gates(self, *scales: float) -> pd.DataFrame:
         return inspection.gate_table(inspection.at_scales(self._evaluation, scales))
 
-    def _by_class(self) -> str:
+    def _by_class(self) -> Plot:
         each = [inspection.usage_by_class(self._gates(s)) for s in self._evaluation.scales]
         usage = pd.concat(each, axis=1)
         mean = 100 * usage.mean(axis=1).sort_values(kind="stable")
         least, most = (self._name(mean.index[end]) for end in (0, -1))
         usage, which = self._of_classes(usage)
-        width = html.width(usage.shape[1])
-        return html.plot(
+        width = width_of(usage.shape[1])
+        return Plot(
             plots.plot_map(usage, "S", "class", "blocks that an\nimage uses, %", width),
             f"The share of blocks that images of {which} use at each S.",
             f"Map of usage by class and S. Over all S images of {least} use the fewest blocks, "
             f"{mean.iloc[0]:.1f} %, and those of {most} the most, {mean.iloc[-1]:.1f} %.",
         )
 
-    def _by_class_and_block(self) -> str:
+    def _by_class_and_block(self) -> Plot:
         gates = self._gates(self._widest)
         usage = inspection.usage(gates, by="label")
         spread = usage.max() - usage.min()
         usage, which = self._of_classes(usage)
-        return html.plot(
+        return Plot(
             plots.plot_map(
                 usage, "block, in network order", "class", "images using\nit, %",
-                html.width(self._total),
+                width_of(self._total),
             ),
             f"The share of images of {which} that use each block at S = {self._widest:g}, the S at "
             "which images differ most.",
@@ -151,7 +163,7 @@ class Seen:
             usage = usage.loc[[*order[:half], *order[-half:]]]
         return usage.set_axis([self._short(label) for label in usage.index], axis="index"), which
 
-    def _group(self, kind: str) -> str:
+    def _group(self, kind: str) -> Images:
         rows: Any = self._extremes[self._extremes["kind"] == kind]
         heading = {"easy": "Easy: the fewest blocks", "hard": "Hard: the most blocks"}[kind]
         caption = (
@@ -163,19 +175,17 @@ class Seen:
              f"{row.blocks} blocks")
             for row in _rows(rows)
         ]  # fmt: skip
-        return html.images(self._pictures(rows, lines), caption)
+        return Images(self._pictures(rows, lines), caption)
 
-    def _pictures(
-        self, table: pd.DataFrame, lines: Sequence[tuple[str, ...]]
-    ) -> list[html.Picture]:
+    def _pictures(self, table: pd.DataFrame, lines: Sequence[tuple[str, ...]]) -> list[Picture]:
         """The images of the table's rows, each with its class and then its lines below."""
         where = places(self._split, table["sample"].to_numpy())
         images, _ = examples(self._split, where)
         pictures = []
         for row, image, below in zip(_rows(table), images, lines, strict=True):
-            shown, name = thumbnail(image), self._name(row.label)
+            name = self._name(row.label)
             alt = f"Image {row.sample} of the split: {name}."
-            pictures.append(html.Picture(to_png(shown), *shown.size, alt, (name, *below)))
+            pictures.append(Picture(thumbnail(image), alt, (name, *below)))
         return pictures
 
     def _name(self, label: Any) -> str:

@@ -71,7 +71,7 @@ def plot_top1_vs_flops(
 def plot_block_usage(
     gates: Num[np.ndarray, "k n N"],
     scales: Sequence[float],
-    stage_blocks: Sequence[int],
+    groups: Sequence[tuple[str, int]],
     title: str = "",
     width: float | None = None,
 ) -> Figure:
@@ -80,7 +80,7 @@ def plot_block_usage(
     Args:
       gates: 1 where a sample uses a block, by S, sample and block.
       scales: S of each of the k rows, ascending.
-      stage_blocks: blocks of each stage in network order; they sum to N.
+      groups: parts of the network in order, each by its name and number of blocks; these sum to N.
       title: written above the plot.
       width: of the figure, in inches; by default wide enough for N blocks.
 
@@ -105,7 +105,7 @@ def plot_block_usage(
     _number_blocks(axes, blocks)
     axes.tick_params(length=2)
     axes.spines[:].set_visible(False)
-    _draw_stages(axes, stage_blocks)
+    _draw_groups(axes, groups)
     if numbered:
         _number_cells(axes, usage)
     if title:
@@ -148,7 +148,7 @@ def plot_map(
 
 
 def plot_bars(
-    usage: Float[np.ndarray, " N"], stage_blocks: Sequence[int], title: str = ""
+    usage: Float[np.ndarray, " N"], groups: Sequence[tuple[str, int]], title: str = ""
 ) -> Figure:
     """The share of samples that use each of N blocks, as bars in percent."""
     blocks = len(usage)
@@ -162,7 +162,7 @@ def plot_bars(
     axes.set(ylabel="samples using\nthe block, %", xlim=(-0.6, blocks - 0.4), ylim=(0, 112))
     axes.set_yticks(range(0, 101, 25))
     axes.spines[["top", "right"]].set_visible(False)
-    _draw_stages(axes, stage_blocks, color="0.8", linewidth=1)
+    _draw_groups(axes, groups, color="0.8", linewidth=1)
     axes.set_title(title, fontsize=10, pad=22)
     return figure
 
@@ -227,17 +227,17 @@ def _number_blocks(axes: Axes, blocks: int) -> None:
     axes.set_xlabel("block, in network order")
 
 
-def _draw_stages(
-    axes: Axes, stage_blocks: Sequence[int], color: str = "white", linewidth: float = 3
+def _draw_groups(
+    axes: Axes, groups: Sequence[tuple[str, int]], color: str = "white", linewidth: float = 3
 ) -> None:
     start = 0
-    for number, blocks in enumerate(stage_blocks, 1):
+    for name, blocks in groups:
         if start:
             axes.axvline(start - 0.5, color=color, linewidth=linewidth)
         axes.text(
             start + (blocks - 1) / 2,
             1.02,
-            f"stage {number}",
+            name,
             transform=axes.get_xaxis_transform(),
             ha="center",
             va="bottom",

@@ -19,7 +19,7 @@ from etils import epath
 from urnet_jax.errors import UserError, writable
 from urnet_jax.runs import checksums
 from urnet_jax.runs.meta import Meta, Score
-from urnet_jax.runs.retention import newest_and_best
+from urnet_jax.runs.retention import kept_steps, newest_and_best
 from urnet_jax.xla import sharding
 
 FOLDER = "checkpoints"
@@ -43,6 +43,7 @@ class Checkpointer:
         """
         self.directory = _folder(workdir)
         self._scores = scores(workdir)
+        self._keep, self._keep_best = keep, keep_best
         self._saving: int | None = None
         writes = keep > 0
         sealed = ocp.AsyncOptions(post_finalization_callback=self._seal)
@@ -90,8 +91,8 @@ class Checkpointer:
     def add_score(self, step: int, top1_percent: float) -> None:
         """Gives the checkpoint at `step` the score of an evaluation that came after it was saved.
 
-        It is on disk at the return. The next save heeds it where it decides which checkpoints
-        stay. All processes of a run call this together.
+        It is on disk at the return, and the checkpoints that are left are those that would be left
+        had it been saved with this score. All processes of a run call this together.
 
         Args:
           step: of a complete checkpoint.
@@ -109,6 +110,10 @@ class Checkpointer:
                 with writable(folder / _META):
                     checksums.replace_file(folder, _META, json.dumps(meta.to_json()))
         self._scores[step] = meta.score
+        there = self._manager.all_steps()
+        stay = kept_steps(self._keep, self._keep_best, {n: self._scores.get(n) for n in there})
+        for other in set(there) - stay:
+            self._manager.delete(other)
 
     def restore_state(self, step: int, abstract: State) -> State:
         """The state at `step`, in the shapes and shardings of `abstract`.

@@ -27,6 +27,11 @@ def best_steps(scores: Mapping[int, Score | None]) -> list[int]:
     return [step for _, step in sorted(known, reverse=True)]
 
 
+def kept_steps(keep: int, keep_best: int, scores: Mapping[int, Score | None]) -> set[int]:
+    """The steps that `newest_and_best` keeps of those in `scores`."""
+    return {*sorted(scores)[-keep:], *best_steps(scores)[:keep_best]}
+
+
 class _Best(PreservationPolicy):
     def __init__(self, n: int, scores: Mapping[int, Score | None]) -> None:
         self._n, self._scores = n, scores

@@ -2,14 +2,14 @@
 
 import contextlib
 import dataclasses
+import functools
 
 import jax
 import numpy as np
-from clu import parameter_overview
+import pandas as pd
 from etils import epath
 from grain.python import DatasetIterator
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from urnet_jax import config as config_lib
 from urnet_jax.config import Config
@@ -19,20 +19,18 @@ from urnet_jax.data.splits import Split
 from urnet_jax.errors import Stopped, writable
 from urnet_jax.evaluate import evaluation, table
 from urnet_jax.evaluate.step import EvalStep, make_eval_step
-from urnet_jax.nets import network
 from urnet_jax.phases import PHASES
-from urnet_jax.runs import pretrained, writers
+from urnet_jax.runs import writers
 from urnet_jax.runs.checkpoint import Checkpointer
-from urnet_jax.runs.load import load_network
 from urnet_jax.runs.lock import locked
 from urnet_jax.runs.meta import Meta
 from urnet_jax.runs.writers import MetricWriter
-from urnet_jax.train import interruption, optimizer, resume
+from urnet_jax.train import interruption, optimizer, resume, start
 from urnet_jax.train import state as state_lib
 from urnet_jax.train.interruption import AskedToStop
-from urnet_jax.train.progress import PhaseProgress
+from urnet_jax.train.progress import PhaseProgress, say, telling
 from urnet_jax.train.state import TrainState
-from urnet_jax.train.step import make_train_step
+from urnet_jax.train.step import TrainStep, make_train_step
 from urnet_jax.xla import sharding
 
 
@@ -50,67 +48,74 @@ class Run:
     asked_to_stop: AskedToStop
 
 
-def train_and_evaluate(config: Config, workdir: epath.PathLike) -> None:
+def train_and_evaluate(
+    config: Config, workdir: epath.PathLike, *, asked_to_stop: AskedToStop | None = None,
+    mesh: Mesh | None = None,
+) -> None:  # fmt: skip
     """Trains through the phases of `config`, going on from the newest checkpoint of `workdir`.
 
     Interrupted and started again, a run ends bit for bit where it would have ended (on CPU), also
     on another number of devices or processes up to the rounding of sums. All processes of a run
     call this together; each batch is split over all their devices.
 
+    Args:
+      config: of the run.
+      workdir: the run's folder; it is made where it is missing.
+      asked_to_stop: asked after every step, on all processes with the same answer; by default
+        SIGTERM and Ctrl-C stop the run.
+      mesh: the devices that train, along one axis `data`; by default all of all processes.
+
     Raises:
       UserError: the config, the data directory or the workdir does not fit, before any long work;
         the loss is not finite; or a checkpoint cannot be written.
       Stopped: the run was asked to stop, and has saved.
     """
-    with sharding.only_main_speaks(), sharding.ended_with_its_peers():
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(sharding.only_main_speaks())
+        stack.enter_context(sharding.ended_with_its_peers())
+
         # ---- All that can be wrong, before anything takes long ----
         config_lib.validate(config)
-        phases, mesh = config_lib.phases_to_run(config), sharding.make_mesh()
+        mesh = sharding.make_mesh() if mesh is None else mesh
         sharding.check_batch_size(config.data.batch_size, mesh, config.accumulate_steps)
         if config.log.tensorboard:
             writers.check_tensorboard()
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(locked(workdir))
-            found = resume.check_workdir(workdir, config)
-            if found is None:
-                with sharding.failing_together():  # A host may lack the file.
-                    resume.check_init(config, phases[0])
-            for phase in phases:
-                if found is None or is_before(found.phase, phase):
-                    resume.check_init_from(config, phase)
-            train_split, test_split = open_splits(config)
-            if found is not None:
-                resume.check_num_examples(workdir, found, train_split.num_examples)
+        stack.enter_context(locked(workdir))
+        found = start.check(config, workdir)
+        train_split, test_split = open_splits(config)
+        if found is not None:
+            resume.check_num_examples(workdir, found, train_split.num_examples)
 
-            # ---- Run ----
-            settings = config.checkpoint
-            checkpointer = Checkpointer(workdir, keep=settings.keep, keep_best=settings.keep_best)
-            stack.enter_context(contextlib.closing(checkpointer))
-            with sharding.failing_together():
-                writer = MetricWriter(
-                    workdir, resume_step=found.step if found else 0,
-                    tensorboard=config.log.tensorboard, silent=not sharding.is_main(),
-                )  # fmt: skip
-            stack.enter_context(contextlib.closing(writer))
-            batches = iter(
-                train_batches(
-                    train_split,
-                    config.data,
-                    seed=config.seed,
-                    process_index=jax.process_index(),
-                    process_count=jax.process_count(),
-                )  # fmt: skip
-            )
-            stack.enter_context(contextlib.closing(batches))
-            asked_to_stop = stack.enter_context(interruption.watched())
-            steps_per_epoch = train_split.num_examples / config.data.batch_size
-            run = Run(
-                config, mesh, steps_per_epoch, checkpointer, writer, test_split, batches,
-                asked_to_stop,
+        # ---- What is closed in the end: first the input, with its threads and processes ----
+        settings = config.checkpoint
+        checkpointer = Checkpointer(workdir, keep=settings.keep, keep_best=settings.keep_best)
+        stack.enter_context(contextlib.closing(checkpointer))
+        with sharding.failing_together():
+            writer = MetricWriter(
+                workdir, resume_step=found.step if found else 0,
+                tensorboard=config.log.tensorboard, silent=not sharding.is_main(),
             )  # fmt: skip
-            with sharding.ended_with_its_peers():  # Closing would wait for them.
-                run_phases(run, phases, found)
-                checkpointer.wait()
+        stack.enter_context(contextlib.closing(writer))
+        batches = iter(
+            train_batches(
+                train_split,
+                config.data,
+                seed=config.seed,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+            )  # fmt: skip
+        )
+        stack.enter_context(contextlib.closing(batches))
+        asked_to_stop = asked_to_stop or stack.enter_context(interruption.watched())
+
+        # ---- Run ----
+        steps_per_epoch = train_split.num_examples / config.data.batch_size
+        run = Run(
+            config, mesh, steps_per_epoch, checkpointer, writer, test_split, batches, asked_to_stop
+        )
+        with sharding.ended_with_its_peers():  # Closing would wait for them.
+            run_phases(run, found)
+            checkpointer.wait()
 
 
 def open_splits(config: Config) -> tuple[Split, Split]:
@@ -126,17 +131,18 @@ def open_splits(config: Config) -> tuple[Split, Split]:
     return train_split, test_split
 
 
-def run_phases(run: Run, phases: list[str], found: Meta | None) -> None:
+def run_phases(run: Run, found: Meta | None) -> None:
     """Begins, or goes on from the checkpoint that `found` describes, and trains to the end."""
     config = run.config
+    phases = config_lib.phases_to_run(config)
     if found is None:
         begun = phases[0]
-        state = start_phase(config, begun, run.steps_per_epoch, None, run.mesh)
-        report_network(config, state)
+        state = start.start_phase(config, begun, run.steps_per_epoch, None, run.mesh)
+        start.report_network(config, state)
     else:
         begun = found.phase
         print(f"Going on from step {found.step}: step {found.phase_step} of phase {begun}.")
-        report_changes(found.config, config)
+        start.report_changes(found.config, config)
         where = sharding.replicated(run.mesh)
         abstract = state_lib.abstract_state(config, begun, run.steps_per_epoch, where)
         state = run.checkpointer.restore_state(found.step, abstract)
@@ -147,141 +153,139 @@ def run_phases(run: Run, phases: list[str], found: Meta | None) -> None:
             with writable(path):
                 path.write_text(config_lib.to_json(config))
     for phase in phases:
-        if is_before(phase, begun):
+        if start.is_before(phase, begun):
             continue
         if phase != begun:
-            state = start_phase(config, phase, run.steps_per_epoch, state, run.mesh)
+            state = start.start_phase(config, phase, run.steps_per_epoch, state, run.mesh)
         state = run_phase(run, phase, state)
-
-
-def is_before(phase: str, other: str) -> bool:
-    """Whether `phase` runs before the phase `other`."""
-    return list(PHASES).index(phase) < list(PHASES).index(other)
-
-
-def start_phase(
-    config: Config, phase: str, steps_per_epoch: float, before: TrainState | None, mesh: Mesh
-) -> TrainState:
-    """The first state of a phase.
-
-    Weights are from the phase's `init_from`, else from the phase before it, else from `init.from`.
-    """
-    if before is None:
-        params, batch_stats = pretrained.initial_variables(config)
-    else:
-        params, batch_stats = before.eval_params, before.batch_stats
-    if config[phase].init_from:
-        meta, *found = load_network(config[phase].init_from)
-        begun_from = meta.config.init["from"], meta.config.pretrain.init_from
-        if not PHASES[meta.phase].own_gates and not any(begun_from):
-            gates = network.gate_paths(*config_lib.network(meta.config))
-            found = [network.split_gates(tree, gates)[1] for tree in found]
-        # Gates that the other run lacks, or that nobody has trained, are those that begin here.
-        params, batch_stats = map(network.replaced, (params, batch_stats), found)
-    step = 0 if before is None else before.step
-    begun = state_lib.begin_phase(params, batch_stats, config, phase, steps_per_epoch, step)
-    return sharding.replicate(begun, mesh)
 
 
 def run_phase(run: Run, phase: str, state: TrainState) -> TrainState:
     """Trains to the end of the phase; evaluates and saves on the way and at the end."""
-    config = run.config
-    num_steps = optimizer.num_steps(config[phase].epochs, run.steps_per_epoch)
-    eval_every = optimizer.num_steps(config.eval.every_epochs, run.steps_per_epoch)
-    save_every = optimizer.num_steps(config.checkpoint.every_epochs, run.steps_per_epoch)
+    config, plan = run.config, Plan.of(run.config, phase, run.steps_per_epoch)
     first = int(state.phase_step)
     offset = int(state.step) - first
-    eval_step = make_eval_step(config, phase, mesh=run.mesh)
-    due = first >= num_steps or (first and eval_every and first % eval_every == 0)
-    if due and not run.writer.has("eval", int(state.step)):  # It was stopped just there.
-        evaluate(run, phase, int(state.step), state, eval_step, is_last=first >= num_steps)
-    if first >= num_steps:
+    if first:
+        evaluate_late(run, phase, state, plan)
+    if first >= plan.num_steps:
         print(f"Phase {phase} is finished.")
         return state
-    train_step = make_train_step(config, phase, run.steps_per_epoch, run.mesh)
+    train_step = _train_step(config_lib.to_json(config), phase, run.steps_per_epoch, run.mesh)
     progress = PhaseProgress(
-        run.writer, phase, first=first, num_steps=num_steps,
+        run.writer, phase, first=first, num_steps=plan.num_steps,
         every_steps=config.log.every_steps, batch_size=config.data.batch_size,
     )  # fmt: skip
 
-    for n in range(first + 1, num_steps + 1):
-        # ---- Step: dispatched, not waited for; nothing moves to or from a device unasked ----
-        batch = sharding.global_batch(next(run.batches), run.mesh)
-        with jax.transfer_guard("disallow"):
-            state, metrics = train_step(state, batch)
-            progress.add(offset + n, n, metrics)
-        last, stop = n == num_steps, run.asked_to_stop(offset + n)
-        evaluates = last or (eval_every and n % eval_every == 0)
-        if not (evaluates or stop or (save_every and n % save_every == 0)):
-            continue
+    with progress:
+        for n in range(first + 1, plan.num_steps + 1):
+            # ---- Step: dispatched, not waited for; nothing moves between host and device ----
+            batch = sharding.global_batch(next(run.batches), run.mesh)
+            with jax.transfer_guard("disallow"):
+                state, metrics = train_step(state, batch)
+                progress.add(offset + n, n, metrics)
+            stop = run.asked_to_stop(offset + n)
+            if not (plan.evaluates(n) or plan.saves(n) or stop):
+                continue
 
-        # ---- Evaluate, save ----
-        progress.pause()
-        meta = Meta(offset + n, phase, n, num_steps, run.steps_per_epoch, config)
-        if evaluates and not stop:  # Whoever asked to stop may not wait for an evaluation.
-            top1 = evaluate(run, phase, offset + n, state, eval_step, is_last=last)
-            meta = dataclasses.replace(meta, top1_percent=top1)
-        if last or stop or (save_every and n % save_every == 0):
-            run.checkpointer.save(state, meta)
-        if stop:
-            run.checkpointer.wait()
-            raise Stopped(
-                f"{stop}: stopped after step {offset + n} and saved; the same command goes on.",
-                interruption.EXIT_CODES[stop],
-            )
-        progress.resume()
-    progress.close()
+            # ---- Evaluate, save ----
+            progress.pause()
+            meta = Meta(offset + n, phase, n, plan.num_steps, run.steps_per_epoch, config)
+            if plan.evaluates(n) and not stop:  # Whoever asked to stop may not wait for it.
+                summary = measure(run, phase, state)
+                meta = dataclasses.replace(meta, top1_percent=mean_top1(summary))
+                report(run, phase, offset + n, summary, is_last=n == plan.num_steps)
+            if plan.saves(n) or stop:
+                run.checkpointer.save(state, meta)
+            if stop:
+                run.checkpointer.wait()
+                raise Stopped(
+                    f"{stop}: stopped after step {offset + n} and saved; the same command goes on.",
+                    interruption.EXIT_CODES[stop],
+                )
+            progress.resume()
     return state
 
 
-def evaluate(
-    run: Run, phase: str, step: int, state: TrainState, eval_step: EvalStep, *,
-    is_last: bool,
-) -> float:  # fmt: skip
-    """Evaluates on the test split, writes a line per S, and shows a table where `is_last`.
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """After which steps of a phase its network is evaluated and saved."""
 
-    Returns:
-      Top-1 in percent, the mean over the scales.
+    num_steps: int
+    eval_every: int  # 0: only at the end
+    save_every: int  # likewise
+
+    @classmethod
+    def of(cls, config: Config, phase: str, steps_per_epoch: float) -> "Plan":
+        epochs = config[phase].epochs, config.eval.every_epochs, config.checkpoint.every_epochs
+        return cls(*(optimizer.num_steps(number, steps_per_epoch) for number in epochs))
+
+    def evaluates(self, n: int) -> bool:
+        return n >= self.num_steps or bool(self.eval_every and n % self.eval_every == 0)
+
+    def saves(self, n: int) -> bool:
+        return n >= self.num_steps or bool(self.save_every and n % self.save_every == 0)
+
+
+def evaluate_late(run: Run, phase: str, state: TrainState, plan: Plan) -> None:
+    """Makes the evaluation that a run left out which was stopped at this very step.
+
+    Its checkpoint is given the score that it would have been saved with. One that only the stop
+    made is given none: `--step=best` chooses from the same checkpoints as without the stop.
     """
+    n, step = int(state.phase_step), int(state.step)
+    # What one host reads decides for all, which must evaluate together: its file may be stale.
+    if not plan.evaluates(n) or sharding.decided_by_main(run.writer.has("eval", step)):
+        return
+    summary = measure(run, phase, state)
+    if plan.saves(n):
+        run.checkpointer.add_score(step, mean_top1(summary))
+    # Last: with these lines it is made.
+    report(run, phase, step, summary, is_last=n >= plan.num_steps)
+
+
+def measure(run: Run, phase: str, state: TrainState) -> pd.DataFrame:
+    """Evaluates on the test split; a row per S, see `evaluation.summarize`."""
     config = run.config
-    scales = (1.0,) if phase == "pretrain" else config.eval.scales
-    summary = evaluation.summarize(
-        evaluation.evaluate(
-            eval_step,
-            state.eval_params,
-            state.batch_stats,
-            run.test_split,
-            config,
-            scales,
-            config.eval.batch_size,
-            progress=False,
-            mesh=run.mesh,
-        )  # fmt: skip
-    )
-    for row in summary.to_dict("records"):
-        run.writer.write("eval", step, {"phase": phase, **row})
-    if is_last:
-        table.print_table(summary, f"After phase {phase}, step {step}, test split")
-    else:
-        shown = ", ".join(
-            f"{row['top1_percent']:.2f} at S {row['scale']:g} (usage {row['usage_mean']:.2f})"
-            for row in summary.to_dict("records")
-        )
-        tqdm.write(f"{phase} step {step}: top-1 {shown}")
+    evaluated = evaluation.evaluate(
+        _eval_step(config_lib.to_json(config), PHASES[phase].own_gates, run.mesh),
+        state.eval_params, state.batch_stats, run.test_split, config,
+        config.eval.scales if PHASES[phase].own_gates else (1.0,),
+        config.eval.batch_size, progress=False, mesh=run.mesh,
+    )  # fmt: skip
+    return evaluation.summarize(evaluated)
+
+
+def mean_top1(summary: pd.DataFrame) -> float:
+    """Top-1 in percent, the mean over the scales."""
     return float(np.mean(summary["top1_percent"]))
 
 
-def report_network(config: Config, state: TrainState) -> None:
-    """Prints what is about to be trained."""
-    count = parameter_overview.count_parameters(state.params)
-    print(f"{config_lib.architecture(config).describe()}: {count:,} parameters")
-    if config.init["from"]:
-        print(f"It begins with the weights of {config.init['from']}.")
+def report(run: Run, phase: str, step: int, summary: pd.DataFrame, *, is_last: bool) -> None:
+    """Writes a line per S; shows a table where `is_last`, else one line."""
+    rows = summary.to_dict("records")
+    for row in rows:
+        run.writer.write("eval", step, {"phase": phase, **row})
+    if is_last:
+        table.print_table(summary, f"After phase {phase}, step {step}, test split")
+        return
+    shown = ", ".join(
+        f"{row['top1_percent']:.2f} at S {row['scale']:g} (usage {row['usage_mean']:.2f})"
+        for row in rows
+    )
+    say(f"{phase} step {step}: top-1 {shown}")
 
 
-def report_changes(before: Config, now: Config) -> None:
-    """Prints the fields in which a run that goes on differs from how it began."""
-    old, new = config_lib.flatten(before), config_lib.flatten(now)
-    for name in new:
-        if old.get(name) != new[name]:
-            print(f"config.{name} was {old.get(name)!r} and is {new[name]!r} from here on.")
+# Compiled once for all runs of a process with the same config; it is JSON, for a Config can change.
+
+
+@functools.lru_cache(maxsize=4)
+def _train_step(config: str, phase: str, steps_per_epoch: float, mesh: Mesh) -> TrainStep:
+    step = make_train_step(config_lib.from_json(config), phase, steps_per_epoch, mesh)
+    return telling(step, f"the training step of phase {phase}")
+
+
+@functools.lru_cache(maxsize=4)
+def _eval_step(config: str, own_gates: bool, mesh: Mesh) -> EvalStep:
+    """The evaluation of all phases that agree on `own_gates`."""
+    phase = next(name for name, phase in PHASES.items() if phase.own_gates == own_gates)
+    return telling(make_eval_step(config_lib.from_json(config), phase, mesh=mesh), "the evaluation")
