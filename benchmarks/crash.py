@@ -1,10 +1,12 @@
 """Does a run that is killed again and again end where it would have ended?
 
-    python benchmarks/crash.py [--kills=25] [--seed=0] [--output=results/crash]
+    python benchmarks/crash.py [--kills=25] [--seed=0] [--output=DIR]
 
 Trains a small network on the digits once without a kill, then again from the start, with SIGKILL at
 random moments: every second one while a checkpoint is being written. The two must end with the same
-parameters, bit for bit, and the same losses. Runs on CPU. The record says when each kill came.
+parameters, bit for bit, and the same losses. Runs on CPU. The record says when each kill came; it
+lies in --output (default: runs/benchmarks/crash; what is to be kept in the repository:
+results/crash).
 """
 
 import os
@@ -50,18 +52,28 @@ TEMPORARY = "*.orbax-checkpoint-tmp*"
 
 def main(argv: Sequence[str]) -> None:
     """Runs the command line."""
-    values = flags.FlagValues()
-    flags.DEFINE_integer("kills", 25, "", lower_bound=1, flag_values=values)
-    flags.DEFINE_integer("seed", 0, "", flag_values=values)
-    flags.DEFINE_string("output", "results/crash", "", flag_values=values)
     with told_to_the_user("Interrupted: nothing is kept of this benchmark."):
-        timing.parse_flags(values, list(argv), __doc__ or "")
+        values = parse(list(argv))
         make_folder(values.output, "--output")
         with tempfile.TemporaryDirectory(prefix="urnet_jax_crash_") as folder:
             record = crash(pathlib.Path(folder), values.kills, values.seed)
         path = pathlib.Path(values.output) / f"{results.device_slug(record['device'])}.json"
         results.write_json(path, record)
         print(f"{record['kills']} kills, {record['while_saving']} while saving: {path}")
+
+
+def parse(argv: list[str]) -> flags.FlagValues:
+    """The command's flags.
+
+    Raises:
+      UserError: one of them is not usable.
+    """
+    values = flags.FlagValues()
+    flags.DEFINE_integer("kills", 25, "", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("seed", 0, "", flag_values=values)
+    flags.DEFINE_string("output", results.default_output("crash"), "", flag_values=values)
+    timing.parse_flags(values, argv, __doc__ or "")
+    return values
 
 
 def crash(folder: pathlib.Path, kills: int, seed: int) -> dict[str, Any]:

@@ -15,7 +15,8 @@
 --torch_compile    also times PyTorch's dense network through torch.compile (default)
 --trained_workdir  also times this run's checkpoint, whose gates follow S, on real test images
 --data_dir         where that run's data lies; without it the run is left out, unless it is digits
---output           the folder for the results; default: results/inference
+--output           the folder for the results; default: runs/benchmarks/inference; what is to be
+                   kept in the repository: results/inference
 --fresh            measures again what is there already
 --time_limit_s     after these seconds no further group is started
 
@@ -90,7 +91,7 @@ def parse(argv: list[str]) -> flags.FlagValues:
         define(flags.DEFINE_boolean, name, True)
     define(flags.DEFINE_string, "trained_workdir", "")
     define(flags.DEFINE_string, "data_dir", "")
-    results.define_flags(values, "results/inference")
+    results.define_flags(values, "inference")
     timing.parse_flags(values, argv, __doc__ or "")
     _check_choices("networks", values.networks, tuple(inference_cases.NETWORKS))
     _check_choices("executions", values.executions, EXECUTIONS)

@@ -7,7 +7,8 @@
 --rates          images/s whose need of cores is told; default: 1000,5000,20000
 --repeats        timed rounds; default: 7
 --torch          also times the transform in torch's style (default); needs '.[torch]'
---output         the folder for the results; default: results/input
+--output         the folder for the results; default: runs/benchmarks/input; what is to be
+                 kept in the repository: results/input
 --fresh          measures again what is there already
 --time_limit_s   after these seconds nothing further is started
 
@@ -78,7 +79,7 @@ def parse(argv: list[str]) -> flags.FlagValues:
     flags.DEFINE_list("rates", ["1000", "5000", "20000"], "", flag_values=values)
     flags.DEFINE_integer("repeats", 7, "", lower_bound=1, flag_values=values)
     flags.DEFINE_boolean("torch", True, "", flag_values=values)
-    results.define_flags(values, "results/input")
+    results.define_flags(values, "input")
     timing.parse_flags(values, argv, __doc__ or "")
     if not values.data_dir:
         raise UserError("--data_dir is missing; name a TFDS data_dir that holds imagenet2012.")

@@ -5,7 +5,8 @@
 --data_dir       a prepared TFDS data_dir with cifar10; without it digits alone are trained on
 --rounds         timed segments of each kind; default: 8
 --segment_s      seconds of a segment, about; default: 6
---output         the folder for the results; default: results/loop
+--output         the folder for the results; default: runs/benchmarks/loop; what is to be
+                 kept in the repository: results/loop
 --fresh          measures again what is there already
 --time_limit_s   after these seconds nothing further is started
 
@@ -69,7 +70,7 @@ def parse(argv: list[str]) -> flags.FlagValues:
     flags.DEFINE_string("data_dir", "", "", flag_values=values)
     flags.DEFINE_integer("rounds", 8, "", lower_bound=2, flag_values=values)
     flags.DEFINE_float("segment_s", 6.0, "", lower_bound=0.0, flag_values=values)
-    results.define_flags(values, "results/loop")
+    results.define_flags(values, "loop")
     timing.parse_flags(values, argv, __doc__ or "")
     return values
 

@@ -19,8 +19,8 @@ rows one after another, evaluates each over S and writes a JSON file, a table an
                 settings is refused
 --time_limit_s  after which the network in training saves, and what there is is written; the same
                 command goes on, also elsewhere with --workdir and --output carried there
---output        the folder of what is written (default: results/paper), in a folder of its own for
-                each base and dataset
+--output        the folder of what is written (default: runs/benchmarks/paper; what is to be kept
+                in the repository: results/paper), in a folder of its own for each base and dataset
 --fresh         evaluate again what is recorded
 """
 
@@ -77,9 +77,8 @@ class Network:
 
 def main(argv: Sequence[str]) -> None:
     """Runs the command line."""
-    values = _flags()
     with told_to_the_user("Interrupted: the same command goes on from the last checkpoint."):
-        timing.parse_flags(values, list(argv), __doc__ or "")
+        values = parse(list(argv))
         groups = _groups(values, deadline=time.monotonic() + values.time_limit_s)
         values.output = f"{values.output}/{values.base}_{values.data}"
         device, about = _device(), {"base": values.base, "dataset": values.data}
@@ -124,7 +123,12 @@ def _groups(values: flags.FlagValues, deadline: float) -> list[results.Group]:
     return groups
 
 
-def _flags() -> flags.FlagValues:
+def parse(argv: list[str]) -> flags.FlagValues:
+    """The command's flags.
+
+    Raises:
+      UserError: one of them is not of its kind.
+    """
     values = flags.FlagValues()
     define = functools.partial(flags.DEFINE_string, help="", flag_values=values)
     define("rows", "table1")
@@ -135,7 +139,8 @@ def _flags() -> flags.FlagValues:
     flags.DEFINE_enum("data", "cifar10", list(paper_rows.DATA), "", flag_values=values)
     flags.DEFINE_float("base_epochs", None, "", lower_bound=1e-3, flag_values=values)
     flags.DEFINE_float("epochs_scale", 1.0, "", lower_bound=1e-6, flag_values=values)
-    results.define_flags(values, "results/paper")
+    results.define_flags(values, "paper")
+    timing.parse_flags(values, argv, __doc__ or "")
     return values
 
 

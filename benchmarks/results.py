@@ -38,9 +38,14 @@ Group: TypeAlias = tuple[str, Row, Measure]
 """What is measured together: its name, the settings that it depends on, and how."""
 
 
-def define_flags(values: flags.FlagValues, output: str) -> None:
-    """Defines the flags that `measure` reads; `output` is the default folder."""
-    flags.DEFINE_string("output", output, "", flag_values=values)
+def default_output(benchmark: str) -> str:
+    """Where a benchmark writes unless it is told otherwise: never over the record in results/."""
+    return f"runs/benchmarks/{benchmark}"
+
+
+def define_flags(values: flags.FlagValues, benchmark: str) -> None:
+    """Defines the flags that `measure` reads."""
+    flags.DEFINE_string("output", default_output(benchmark), "", flag_values=values)
     flags.DEFINE_boolean("fresh", False, "", flag_values=values)
     flags.DEFINE_float("time_limit_s", float("inf"), "", lower_bound=0.0, flag_values=values)
 

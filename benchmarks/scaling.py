@@ -9,7 +9,8 @@
 --accumulate_steps  default: 1
 --evaluate          also compiles the evaluation step
 --input_rate        images/s that one core decodes, from input.py; default: 0, not considered
---output            the folder for the results; default: results/scaling
+--output            the folder for the results; default: runs/benchmarks/scaling; what is to be
+                    kept in the repository: results/scaling
 --fresh             compiles again what is there already
 --time_limit_s      after these seconds nothing further is started
 
@@ -71,7 +72,7 @@ def parse(argv: list[str]) -> flags.FlagValues:
     flags.DEFINE_integer("accumulate_steps", 1, "", lower_bound=1, flag_values=values)
     flags.DEFINE_boolean("evaluate", False, "", flag_values=values)
     flags.DEFINE_float("input_rate", 0.0, "", lower_bound=0.0, flag_values=values)
-    results.define_flags(values, "results/scaling")
+    results.define_flags(values, "scaling")
     timing.parse_flags(values, argv, __doc__ or "")
     config_lib.validate(_config(values, 1))
     return values

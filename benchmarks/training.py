@@ -2,21 +2,25 @@
 
     python benchmarks/training.py [--networks=resnet20,resnet110] [--batch_size=128] ...
 
---networks       CIFAR networks, resnet20 or any other depth; default: resnet20,resnet110
+--networks       resnet20 or any other depth; default: resnet14,resnet20,resnet110
 --batch_size     default: 128
+--image_size     32 (default): CIFAR networks; other sizes: ImageNet networks, as resnet18
 --dtype          float32 (default), bfloat16 or both, separated by a comma
 --repeats        timed rounds; default: 7
 --input          also times the input pipeline (default)
 --torch          also times PyTorch (default)
 --torch_compile  also times PyTorch through torch.compile; default: no
 --data_dir       a prepared TFDS data_dir with cifar10, for the input pipeline; without it digits
---output         the folder for the results; default: results/training
+--output         the folder for the results; default: runs/benchmarks/training; what is to be
+                 kept in the repository: results/training
 --fresh          measures again what is there already
 --time_limit_s   after these seconds nothing further is started
 
-The steps are those of train.py in phase joint, with the settings of configs/cifar10_resnet20.py or
-cifar10_resnet110.py and p of the latter, on one random batch that lies on the device: JAX's crop,
-flip and normalise it too. PyTorch's begin with normalised images, and its network has no gates.
+The steps are those of train.py in phase joint, with the settings of configs/cifar10_resnet20.py,
+cifar10_resnet110.py or imagenet_resnet101.py and p of the paper, on one random batch that lies on
+the device: JAX's crop, flip and normalise it too. PyTorch's begin with normalised images, and its
+network has no gates. Beside the default, these are kept in results/training: --networks=resnet18
+with --image_size=224 --batch_size=8, and with --image_size=64.
 The steps of a network are timed in turn, and the results are written when it is done: the same
 command goes on where it was stopped.
 
@@ -42,7 +46,8 @@ from tqdm import tqdm
 
 from benchmarks import results, timing, training_cases
 from benchmarks.results import Row
-from benchmarks.training_cases import HUGE_PAGES, huge_pages, make_config
+from benchmarks.training_cases import CIFAR_PIXELS, HUGE_PAGES, huge_pages, make_config
+from urnet_jax.config import Config
 from urnet_jax.errors import UserError, told_to_the_user
 
 INTERRUPTED = "Interrupted: the same command goes on where it stopped."
@@ -61,20 +66,21 @@ def parse(argv: list[str]) -> flags.FlagValues:
       UserError: one of them is not usable.
     """
     values = flags.FlagValues()
-    flags.DEFINE_list("networks", ["resnet20", "resnet110"], "", flag_values=values)
+    flags.DEFINE_list("networks", ["resnet14", "resnet20", "resnet110"], "", flag_values=values)
     flags.DEFINE_integer("batch_size", 128, "", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("image_size", CIFAR_PIXELS, "", lower_bound=1, flag_values=values)
     flags.DEFINE_list("dtype", ["float32"], "", flag_values=values)
     flags.DEFINE_integer("repeats", 7, "", lower_bound=1, flag_values=values)
     for name, default in {"input": True, "torch": True, "torch_compile": False}.items():
         flags.DEFINE_boolean(name, default, "", flag_values=values)
     flags.DEFINE_string("data_dir", "", "", flag_values=values)
-    results.define_flags(values, "results/training")
+    results.define_flags(values, "training")
     timing.parse_flags(values, argv, __doc__ or "")
     if not values.networks and not values.input:
         raise UserError("There is nothing to time: name --networks or set --input=True.")
     for network in values.networks:
         for dtype in values.dtype:
-            make_config(network, dtype, values.batch_size, gated=True)
+            _config(network, dtype, values, gated=True)
     return values
 
 
@@ -105,7 +111,7 @@ def _groups(values: flags.FlagValues) -> Iterator[results.Group]:
     torch = {"torch": values.torch, "torch_compile": values.torch and values.torch_compile}
     for dtype in values.dtype:
         for network in values.networks:
-            name = f"{network}, batch {batch_size}, {dtype}"
+            name = f"{_name(network, values.image_size)}, batch {batch_size}, {dtype}"
             yield (
                 name, common | torch,
                 lambda network=network, dtype=dtype: step_rows(network, dtype, values),
@@ -117,15 +123,14 @@ def step_rows(
 ) -> tuple[list[Row], dict[str, str]]:
     """A row for every kind of step of a network; and why torch.compile is not among them."""
     configs = {
-        name: make_config(network, dtype, values.batch_size, gated=name == "gated")
-        for name in ("plain", "gated")
+        name: _config(network, dtype, values, gated=name == "gated") for name in ("plain", "gated")
     }
     cases = [training_cases.jax_case(name, config) for name, config in configs.items()]
     notes: dict[str, str] = {}
     if values.torch:
         found, notes = training_cases.torch_cases(configs["plain"], compiled=values.torch_compile)
         cases += found
-    title = f"{network}, {dtype}"
+    title = f"{_name(network, values.image_size)}, {dtype}"
     with tqdm(total=values.repeats + 1, desc=title, unit="round", disable=None, leave=False) as bar:
         times = timing.interleaved_times_ms(
             {str(i): step for i, (_, step) in enumerate(cases)}, values.repeats,
@@ -134,12 +139,23 @@ def step_rows(
     plain_ms, rows = float(np.median(times["0"])), []
     for i, (case, _) in enumerate(cases):
         p25_ms, median_ms, p75_ms = map(float, np.percentile(times[str(i)], (25, 50, 75)))
-        row = {"kind": "step", "network": network, "batch_size": values.batch_size}
+        row = {"kind": "step", "network": network, "image_size": values.image_size}
+        row["batch_size"] = values.batch_size
         row |= {"dtype": dtype, **case, "repeats": values.repeats, "huge_pages": huge_pages()}
         row |= {"median_ms": median_ms, "p25_ms": p25_ms, "p75_ms": p75_ms}
         row |= {"images_per_s": 1e3 * values.batch_size / median_ms}
         rows.append(row | {"to_plain": median_ms / plain_ms})
     return rows, notes
+
+
+def _config(network: str, dtype: str, values: flags.FlagValues, *, gated: bool) -> Config:
+    size = values.image_size
+    return make_config(network, dtype, values.batch_size, gated=gated, image_size=size)
+
+
+def _name(network: str, image_size: int) -> str:
+    """As resnet20, or resnet18 at 64 px."""
+    return network if image_size == CIFAR_PIXELS else f"{network} at {image_size} px"
 
 
 def print_tables(rows: Sequence[Row]) -> None:
@@ -159,8 +175,9 @@ def print_tables(rows: Sequence[Row]) -> None:
             table.add_row(*cells, f"{row['images_per_s']:,.0f}", "")
             continue
         name = f"PyTorch {row['step']}" if row["framework"] == "torch" else row["step"]
+        network = _name(row["network"], row.get("image_size", CIFAR_PIXELS))
         table.add_row(
-            row["network"], row["dtype"], name, str(row["batch_size"]),
+            network, row["dtype"], name, str(row["batch_size"]),
             f"{row['median_ms']:.4g}", f"{row['to_plain']:.2f}", f"{row['images_per_s']:,.0f}",
             f"{row['compile_s']:.1f}" if "compile_s" in row else "",
         )  # fmt: skip

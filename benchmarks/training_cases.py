@@ -22,6 +22,7 @@ from urnet_jax.train.step import make_train_step
 PHASE = "joint"
 TRAIN_IMAGES = 50_000
 """Of CIFAR-10; the schedules are drawn from it."""
+CIFAR_PIXELS = 32
 INPUT_BATCHES = 200
 """Batches of one timed round of the input pipeline."""
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
@@ -30,8 +31,10 @@ Case: TypeAlias = tuple[Row, Callable[[], None]]
 """What a row says beforehand, and a call that takes one step and returns when it is done."""
 
 
-def make_config(network: str, dtype: str, batch_size: int, *, gated: bool) -> Config:
-    """The config whose step is timed.
+def make_config(
+    network: str, dtype: str, batch_size: int, *, gated: bool, image_size: int = CIFAR_PIXELS
+) -> Config:
+    """The config whose step is timed: a CIFAR network's for CIFAR's images, else an ImageNet one's.
 
     Raises:
       UserError: there is no such network or dtype.
@@ -43,9 +46,13 @@ def make_config(network: str, dtype: str, batch_size: int, *, gated: bool) -> Co
             "commas."
         )
     paper = config_lib.load("cifar10_resnet110")
-    config = paper if network == "resnet110" else config_lib.load("cifar10_resnet20")
+    if image_size != CIFAR_PIXELS:
+        config = config_lib.load("imagenet_resnet101")
+    else:
+        config = paper if network == "resnet110" else config_lib.load("cifar10_resnet20")
     config.update_from_flattened_dict(
         {
+            "data.image_size": image_size,
             "model.depth": int(depth[1]),
             "model.dtype": dtype,
             "model.gated": gated,

@@ -153,10 +153,11 @@ def test_json_that_is_no_config(text: str):
                              "model.depth."),
         ({"see": 8}, "'see' is not a config field; the nearest known one is seed."),
         ({"data": 3}, "data is a section of the config; set its fields: name, num_classes, dir, "
-                      "image_size, batch_size, augment, crop_padding, workers, threads."),
+                      "image_size, batch_size, augment, crop_padding, workers, threads, "
+                      "unreadable."),
         ({"data": ConfigDict()}, "data is a section of the config; set its fields: name, "
                       "num_classes, dir, image_size, batch_size, augment, crop_padding, workers, "
-                      "threads."),
+                      "threads, unreadable."),
         ({"model__depth": "20"}, "model.depth is '20'; expected a whole number of at least 1."),
         ({"model__depth": 20.0}, "model.depth is 20.0; expected a whole number of at least 1."),
         ({"model__depth": True}, "model.depth is True; expected a whole number of at least 1."),

@@ -42,7 +42,7 @@ def test_rows_are_trained_recorded_and_gone_on_with(tmp_path: pathlib.Path):
     both = run(tmp_path, "--rows=urnet,random_drop_test")
     assert both.returncode == 0, both.stderr
     assert "urnet: measured already" in both.stdout and "base: measured already" in both.stdout
-    (path,) = (tmp_path / "results/paper").glob("*/*.json")
+    (path,) = (tmp_path / "runs/benchmarks/paper").glob("*/*.json")
     record = json.loads(path.read_text())
     assert {row["group"] for row in record["rows"]} == {"base", "urnet", "random_drop_test"}
     assert [row["scale"] for row in record["rows"] if row["group"] == "urnet"] == [

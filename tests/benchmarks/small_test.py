@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
+from benchmarks import crash, inference, loop, paper, scaling, training
 from benchmarks import input as input_benchmark
-from benchmarks import loop, scaling
 from urnet_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -23,7 +23,7 @@ def run(name, folder, *arguments, timeout=240):
         timeout=timeout,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    (file,) = folder.glob("results/*/*.json")
+    (file,) = folder.glob("runs/benchmarks/*/*.json")
     return done.stdout, json.loads(file.read_text())["rows"]
 
 
@@ -60,7 +60,7 @@ def test_a_slice(tmp_path):
     assert row["macs"] == pytest.approx(row["analytic_macs"], rel=0.05)
     assert row["batch_size"] == 16 and row["memory"] > 0
     assert "1024 v5p" in printed and "predicted, not measured" in printed
-    assert list(tmp_path.glob("results/scaling/*.png"))
+    assert list(tmp_path.glob("runs/benchmarks/scaling/*.png"))
 
 
 @pytest.mark.parametrize(
@@ -76,3 +76,14 @@ def test_a_slice(tmp_path):
 def test_unusable_flags(benchmark, arguments, message):
     with pytest.raises(UserError, match=message):
         benchmark.parse(["benchmark.py", *arguments])
+
+
+@pytest.mark.parametrize(
+    "benchmark", [crash, inference, input_benchmark, loop, paper, scaling, training]
+)
+def test_a_trial_does_not_replace_the_record(benchmark):
+    needed = ["--data_dir=x", "--torch=False"] if benchmark is input_benchmark else []
+    values = benchmark.parse(["benchmark.py", *needed])
+    name = benchmark.__name__.rpartition(".")[2]
+    assert values.output == f"runs/benchmarks/{name}"
+    assert f"results/{name}" in benchmark.__doc__

@@ -82,6 +82,7 @@ def test_measures_then_goes_on_and_then_has_nothing_left(tmp_path):
         ("--networks=vgg16", "--networks names 'vgg16'; expected resnet and a depth"),
         ("--networks=resnet21", "model.depth is 21; a CIFAR ResNet has depth 6n[+]2"),
         ("--dtype=float16", "model.dtype is 'float16'; expected one of 'float32', 'bfloat16'."),
+        ("--image_size=64", "model.depth is 8; an ImageNet ResNet has one"),
         ("--repeats=0", "repeats"),
         ("--network=resnet20", "Unknown command line flag 'network'"),
     ],
@@ -107,3 +108,11 @@ def test_configs_are_those_of_the_experiments():
     for config in (short, long):
         assert config.gate.sigmoid_probability == 0.1
         assert (config.model.dtype, config.data.batch_size) == ("bfloat16", 64)
+
+
+def test_other_images_have_the_networks_of_imagenet():
+    config = training_cases.make_config("resnet18", "float32", 8, gated=False, image_size=64)
+    assert (config.model.family, config.model.depth, config.data.image_size) == ("imagenet", 18, 64)
+    values = training.parse(["training.py", "--networks=resnet18", "--image_size=64"])
+    (_, (name, _, _)) = training._groups(values)
+    assert name == "resnet18 at 64 px, batch 128, float32"

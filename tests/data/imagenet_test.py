@@ -103,7 +103,11 @@ def test_a_damaged_file_is_an_error(tmp_path, name):
     content[2000:3000] = bytes(1000)
     records.write_bytes(content)
     data = imagenet(name=name, dir=str(tmp_path), augment="none")
-    with pytest.raises(UserError, match=f"split '{name} train' cannot be read .*: prepare"):
+    message = (
+        rf"Image \d+ \(record \d+ of {records.name}\) of the split '{name} train' cannot be read "
+        r"\(.*: prepare"
+    )
+    with pytest.raises(UserError, match=message):
         next(eval_batches(open_split(data, "train"), data, 50))
 
 
@@ -124,7 +128,10 @@ def test_a_damaged_image_is_named(threads):
     data = imagenet(threads=threads)
     split = open_split(data, "test")
     split = dataclasses.replace(split, source=Truncated(split.source))
-    with pytest.raises(UserError, match="Image 7 of the split 'imagenet2012 test' cannot be read"):
+    with pytest.raises(
+        UserError,
+        match=r"Image 7 \(n\S+\.JPEG\) of the split 'imagenet2012 test' cannot be decoded",
+    ):
         next(eval_batches(split, data, 20))
 
 
@@ -132,6 +139,8 @@ WORKERS_SCRIPT = """
 import json, sys
 import numpy as np
 from configs import digits
+from urnet_jax.data.batches import train_batches
+from urnet_jax.data.sources import open_split
 
 
 if __name__ == "__main__":

@@ -1,4 +1,3 @@
-import io
 import pathlib
 import shutil
 import time
@@ -6,15 +5,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 from sklearn.datasets import load_digits
 
 from configs import digits
+from helpers.own_data import prepare
 from urnet_jax.data import sources
-from urnet_jax.data.batches import eval_batches
+from urnet_jax.data.batches import eval_batches, train_batches
 from urnet_jax.errors import UserError
 
-TFDS = pathlib.Path(__file__).parents[2] / "shared" / "data" / "tfds"
+TFDS = pathlib.Path(__file__).parents[3] / "shared" / "data" / "tfds"
 
 
 def section(**fields) -> Any:
@@ -25,36 +24,6 @@ def section(**fields) -> Any:
 
 def opened(split, **fields) -> Any:
     return sources.open_split(section(**fields), split)
-
-
-def prepare(data_dir, name, splits, num_classes=10, labelled=True) -> None:
-    """Makes a real TFDS dataset of grey PNG files: the first digits, so many for each split."""
-    import tensorflow_datasets as tfds
-
-    bunch: Any = load_digits()
-
-    def png(i: int) -> bytes:
-        buffer = io.BytesIO()
-        Image.fromarray(bunch.images[i].astype(np.uint8)).save(buffer, "PNG")
-        return buffer.getvalue()
-
-    class Own(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION = tfds.core.Version("1.0.0")
-
-        def _info(self):
-            image, label = tfds.features.Image(), tfds.features.ClassLabel(num_classes=num_classes)
-            features = tfds.features.FeaturesDict({"image": image, "label": label})
-            return tfds.core.DatasetInfo(builder=self, features=features)
-
-        def _split_generators(self, dl_manager):
-            return {split: self._generate_examples(count) for split, count in splits.items()}
-
-        def _generate_examples(self, count):
-            for i in range(count):
-                yield i, {"image": png(i), "label": int(bunch.target[i]) if labelled else -1}
-
-    Own.name = name
-    Own(data_dir=data_dir, file_format="array_record").download_and_prepare()
 
 
 @pytest.fixture(scope="module")
@@ -235,10 +204,29 @@ def test_own_data_that_does_not_fit_is_an_error(own, tmp_path):
 def test_images_without_a_label_are_an_error(tmp_path):
     prepare(tmp_path, "hidden", {"train": 5}, labelled=False)
     data: Any = {"name": "hidden", "num_classes": 10, "dir": str(tmp_path)}
-    message = "split 'hidden train' has images without a label: prepare"
+    message = r"Image 0 \(.*\) of the split 'hidden train' has no label: prepare"
     with pytest.raises(UserError, match=message):
         opened("train", **data)
     streams = section(**data, augment="random_resized_crop")
     split = sources.open_split(streams, "train")
     with pytest.raises(UserError, match=message):
         next(eval_batches(split, streams, 5))
+
+
+def test_a_label_that_is_no_class_is_an_error(tmp_path):
+    prepare(tmp_path, "few", {"train": 5}, num_classes=5, named=True)  # Labels 0 to 4.
+    features = tmp_path / "few" / "1.0.0" / "features.json"
+    features.write_text(features.read_text().replace('"numClasses": "5"', '"numClasses": "3"'))
+    data: Any = {"name": "few", "num_classes": 3, "dir": str(tmp_path)}
+    message = (
+        r"Image \d \(digits/[34].png\) of the split 'few train' has the label [34], and the "
+        r"dataset's 3 classes are 0 to 2: prepare the dataset again\."
+    )
+    with pytest.raises(UserError, match=message):
+        opened("train", **data)
+    streams = section(**data, augment="random_resized_crop", batch_size=5)
+    split = sources.open_split(streams, "train")
+    with pytest.raises(UserError, match=message):
+        next(eval_batches(split, streams, 5))
+    with pytest.raises(UserError, match=message):
+        next(iter(train_batches(split, streams, seed=0)))

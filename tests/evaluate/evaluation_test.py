@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import json
 from typing import Any
@@ -160,12 +161,20 @@ def test_files_hold_the_evaluation(by_hand, tmp_path):
     assert record["architecture"] == ARCH.describe()
     assert record["versions"]["jax"] == jax.__version__
     assert record["device"]["kind"] == jax.devices()[0].device_kind
+    assert record["device"]["count"] == jax.local_device_count()
     with np.load(directory / "eval_samples.npz") as samples:
         for name in ("scales", "index", "labels", "predictions", "loss", "gates", "flops"):
             np.testing.assert_array_equal(samples[name], getattr(by_hand, name))
     for name in FILES[3:]:
         with Image.open(directory / name) as image:
             assert len(np.unique(np.asarray(image))) > 10  # something is drawn
+
+
+def test_logits_are_not_written(by_hand, tmp_path):
+    logits = np.zeros(by_hand.gates.shape, np.float32)
+    files.write(dataclasses.replace(by_hand, gate_logits=logits), tmp_path, {})
+    with np.load(tmp_path / "eval_samples.npz") as samples:
+        assert "gates" in samples and "gate_logits" not in samples
 
 
 def test_a_diverged_network_is_written_as_json(by_hand, tmp_path):
@@ -213,6 +222,15 @@ def test_where_nothing_is_gated_s_is_ignored(tmp_path, capsys, gated, phase, sai
     assert "whatever S is. So there" in (tmp_path / "report.html").read_text()
     (row,) = summary.to_dict("records")
     assert (row["scale"], row["usage_mean"], row["flops_share"], row["flops_std"]) == (1, 1, 1, 0)
+
+
+def test_a_page_that_is_not_written_again_goes(workdir, tmp_path, capsys):
+    for report, said in [(True, False), (False, True), (False, False)]:
+        files.evaluate_workdir(workdir, scales=[0.5], output=tmp_path, report=report)
+        printed = capsys.readouterr().out
+        sentence = f"Removed {tmp_path / 'report.html'}, which shows an older evaluation"
+        assert (sentence in printed) is said
+        assert (tmp_path / "report.html").exists() is report
 
 
 @pytest.mark.parametrize("scales", [[0.5, 1.3], [-0.1], [float("nan")], []])

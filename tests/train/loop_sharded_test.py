@@ -1,10 +1,10 @@
 """One small training run on other numbers of devices and processes."""
 
+import contextlib
 import json
 import os
 import pathlib
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -13,6 +13,9 @@ import time
 
 import numpy as np
 import pytest
+
+from urnet_jax import config as config_lib
+from urnet_jax.runs.writers import MetricWriter
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FIELDS = {
@@ -178,8 +181,14 @@ with contextlib.closing(Checkpointer("run", keep=2)) as checkpointer:
 
 
 @pytest.mark.slow
-def test_a_host_that_reads_stale_metrics_does_not_evaluate_alone(alone, tmp_path):
-    shutil.copytree(alone / "run", tmp_path / "run")
+def test_a_host_that_reads_stale_metrics_does_not_evaluate_alone(tmp_path):
+    config = config_lib.load("digits")
+    config.update_from_flattened_dict(FIELDS)
+    for folder in ("run", "elsewhere"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "run" / "config.json").write_text(config_lib.to_json(config))
+    with contextlib.closing(MetricWriter(tmp_path / "run")) as writer:
+        writer.write("eval", STEPS, {"phase": "joint"})
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     command = [sys.executable, "-c", STALE, free_address()]
     processes = [

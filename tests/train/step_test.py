@@ -29,7 +29,7 @@ from urnet_jax.train.step import make_train_step, use_unroll
 # order of the data, augmentation, initial weights, draws of S and of gates, network, optimiser.
 # Moved on purpose, put the new numbers here and say so in the change; moved by surprise, find out
 # which of these it was before anything else.
-JOINT_LOSSES = [2.634685, 2.678873, 2.587197]
+JOINT_LOSSES = [2.772459, 2.760051, 2.581514]
 
 
 @pytest.fixture(scope="module")

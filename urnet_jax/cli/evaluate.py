@@ -27,7 +27,10 @@ def main() -> None:
                   what is fastest here); dense computes and masks them, the same to rounding
     --data_dir    where the data lies now (default: the run's data.dir)
     --output      the folder for tables and plots (default: the workdir)
-    --report      also writes report.html: tables, plots and images, in one file for a browser
+    --report      also writes report.html: tables, plots and images, in one file for a browser;
+                  without it, an older report.html in that folder is removed
+
+    All devices of this host share the work; where there are several hosts, start it on one.
     """
     end_at_once_on_ctrl_c(_INTERRUPTED)
     app.run(_evaluate, flags_parser=_parse_evaluate)
@@ -54,7 +57,9 @@ def _parse_evaluate(argv: list[str]) -> tuple[float, ...] | None:
 @_told_to_the_user
 def _evaluate(scales: tuple[float, ...] | None) -> None:
     from urnet_jax.evaluate import files
+    from urnet_jax.xla import cache
 
+    cache.keep_compiled()
     files.evaluate_workdir(
         FLAGS.workdir,
         which=which_step(),

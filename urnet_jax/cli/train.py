@@ -56,9 +56,10 @@ def _parse_train(argv: list[str]) -> tuple[Config, str]:
 @_told_to_the_user
 def _train(parsed: tuple[Config, str]) -> None:
     from urnet_jax.train import loop
-    from urnet_jax.xla import sharding
+    from urnet_jax.xla import cache, sharding
 
     config, workdir = parsed
+    cache.keep_compiled()
     if FLAGS.distributed:
         sharding.start_distributed(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
     loop.train_and_evaluate(config, workdir)

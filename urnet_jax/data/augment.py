@@ -6,6 +6,7 @@ depends neither on the batch it is in nor on the number of processes, threads or
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from urnet_jax import streams
@@ -27,10 +28,10 @@ def normalization(dataset: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def normalize(
-    images: UInt8[Array, "b h w c"], mean: tuple[float, ...], std: tuple[float, ...]
+    images: UInt8[Array | np.ndarray, "b h w c"], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Float[Array, "b h w c"]:
     """Pixels of 0 to 255 as float32, with `mean` and `std` (per channel, of [0, 1]) taken out."""
-    scaled = images.astype(jnp.float32) / 255
+    scaled = jnp.asarray(images, jnp.float32) / 255
     return (scaled - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
 
 

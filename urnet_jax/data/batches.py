@@ -218,7 +218,8 @@ def _load_train(
         tried += 1
         if tried > _REPLACEMENTS:
             raise UserError(
-                f"{tried} images in a row cannot be decoded, the last one: {found[-1].sentence}"
+                f"More than {_REPLACEMENTS} images in a row cannot be decoded; the last one: "
+                f"{found[-1].sentence}"
             )
         index[places] = (index[places] + 1) % split.num_examples
         image[places], label[places], bad = decoded(places)

@@ -5,9 +5,11 @@ import os
 import signal
 import threading
 import weakref
+from multiprocessing import shared_memory
 from typing import Any
 
 import grain
+import numpy as np
 from absl import flags
 
 _AHEAD = 2  # batches that are loaded before they are asked for
@@ -28,17 +30,13 @@ class Loading:
                 # In a notebook nobody has parsed absl's flags, without which Grain starts no
                 # process.
                 flags.FLAGS.mark_as_parsed()
-            # Batches come through pipes. In shared memory, which Grain prefers, those that are on
-            # their way when a program ends would be left behind; decoding costs far more.
-            options = grain.experimental.DatasetOptions(min_shm_size=2**62)
-            loading = grain.experimental.WithOptionsIterDataset(loading, options)
-            loading = loading.mp_prefetch(
+            loading = loading.map(_Parcel).mp_prefetch(
                 grain.MultiprocessingOptions(num_workers=workers), worker_init_fn=_begin_worker
             )
         iterator = iter(loading)
         if workers:
             iterator.get_state()  # Makes all workers now: `close` misses those that come later.
-        self._iterator = iterator
+        self._iterator, self._started = iterator, False
         self._close = weakref.finalize(self, iterator.close)
 
     def __iter__(self) -> "Loading":
@@ -46,18 +44,59 @@ class Loading:
 
     def __next__(self) -> Any:
         try:
+            self.start()
             return next(self._iterator)
         except BaseException:
             self.close()
             raise
 
     def start(self) -> None:
-        """Begins to load, if it has not begun."""
-        self._iterator.start_prefetch()
+        """Begins to load, in all workers at once, if it has not begun."""
+        if not self._started:
+            self._iterator.start_prefetch()
+        self._started = True
 
     def close(self) -> None:
         """Ends what loads; the second time this does nothing."""
         self._close()
+
+
+class _Parcel:
+    """A batch that goes to another process through shared memory, and is a plain one there.
+
+    Grain's own arrays in shared memory live as long as anybody refers to them, and those that are
+    left at a program's end are leaked. Here the memory is made only when a batch is sent, and has
+    no name any more once it has arrived.
+    """
+
+    def __init__(self, batch: dict[str, Any]):
+        self._batch = batch
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        arrays = {k: v for k, v in self._batch.items() if isinstance(v, np.ndarray)}
+        others = {k: v for k, v in self._batch.items() if k not in arrays}
+        size = sum(array.nbytes for array in arrays.values())
+        memory, layout, offset = shared_memory.SharedMemory(create=True, size=size), {}, 0
+        for name, array in arrays.items():
+            np.ndarray(array.shape, array.dtype, memory.buf, offset)[...] = array
+            layout[name] = array.shape, array.dtype, offset
+            offset += array.nbytes
+        memory.close()
+        return _arrived, (memory.name, layout, others)
+
+
+def _arrived(
+    name: str, layout: dict[str, tuple[tuple[int, ...], np.dtype, int]], others: dict[str, Any]
+) -> dict[str, Any]:
+    """The batch of a `_Parcel`, in this process's own memory."""
+    memory = shared_memory.SharedMemory(name)
+    memory.unlink()
+    batch = {
+        key: np.ndarray(shape, dtype, memory.buf, offset).copy()
+        for key, (shape, dtype, offset) in layout.items()
+    }
+    memory.close()
+    return batch | others
 
 
 def _begin_worker(index: int, count: int) -> None:

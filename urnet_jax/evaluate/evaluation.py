@@ -128,8 +128,10 @@ def evaluate(
 
     held = [name for name in kept if parts[0][name]]
     rows = {name: np.stack([np.concatenate(part[name]) for part in parts]) for name in held}
-    # An image that could not be decoded has the label -1; no host knows those of the others.
+    # An image that cannot be decoded has the label -1. All hosts have all labels.
     read = rows["label"][0] >= 0
+    if not read.any():
+        raise UserError(f"No image of the split {split.title!r} can be decoded.")
     rows = {name: values[:, read] for name, values in rows.items()}
     numbers = np.arange(split.num_examples) if split.numbers is None else split.numbers
     return Evaluation(

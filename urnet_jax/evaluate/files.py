@@ -46,6 +46,7 @@ def describe(evaluation: Evaluation, meta: Mapping[str, Any]) -> dict[str, Any]:
         "device": {
             "platform": device.platform,
             "kind": device.device_kind,
+            "count": jax.local_device_count(),
             "cpu_cores": os.cpu_count(),
         },
         "versions": {m.__name__: m.__version__ for m in (urnet_jax, jax, flax)},
@@ -77,8 +78,9 @@ def write(
     directory = epath.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     record, summary, arch = describe(evaluation, meta), summarize(evaluation), evaluation.arch
-    arrays = {f.name: getattr(evaluation, f.name) for f in dataclasses.fields(evaluation)[1:]}
-    arrays = {name: array for name, array in arrays.items() if array is not None}
+    # The logits are for inspection: as many floats as there are gates, which are bits.
+    names = [field.name for field in dataclasses.fields(evaluation)]
+    arrays = {n: getattr(evaluation, n) for n in names if n not in ("arch", "gate_logits")}
     samples = io.BytesIO()
     np.savez_compressed(samples, **arrays)
     plain = meta.get("plain_top1_percent")
@@ -93,10 +95,10 @@ def write(
         "top1_vs_flops.png": to_png(curve),
         "block_usage.png": to_png(usage),
     }
-    paths = [_replace(directory / name, content) for name, content in files.items()]
     if show is not None:
-        paths.append(_replace(directory / "report.html", show(record).encode()))
-    return paths
+        files["report.html"] = show(record).encode()
+    # Not before all are made: that takes seconds, in which old files would stand beside new ones.
+    return [_replace(directory / name, content) for name, content in files.items()]
 
 
 def _replace(path: epath.Path, content: bytes) -> epath.Path:
@@ -119,6 +121,9 @@ def evaluate_workdir(
     report: bool = False,
 ) -> pd.DataFrame:
     """Evaluates a run's checkpoint: returns and prints its table, `write`s its files.
+
+    All devices of this process share each batch; other hosts take no part. An older report.html is
+    removed if `report` is not set, because it would show another evaluation than the new files.
 
     Args:
       workdir: of the run; nothing else is needed.
@@ -146,11 +151,18 @@ def evaluate_workdir(
     opened = run.split(split)
     grid = _grid(run, requested or config.eval.scales)
     batch_size = min(batch_size or config.eval.batch_size, opened.num_examples)
-    eval_step = make_eval_step(config, phase, execution)
-    evaluation = evaluate(eval_step, run.params, run.batch_stats, opened, config, grid, batch_size)
+    eval_step = make_eval_step(config, phase, execution, run.mesh)
+    evaluation = evaluate(
+        eval_step, *run.variables, opened, config, grid, batch_size, mesh=run.mesh
+    )
 
-    about = _about(run, workdir, opened, choose(Mode(execution=execution), batch_size).execution)
+    share = -(-batch_size // jax.local_device_count())  # of one device
+    about = _about(run, workdir, opened, choose(Mode(execution=execution), share).execution)
     show = functools.partial(page.make, run, opened, evaluation) if report else None
+    older = directory / "report.html"
+    if not report and older.exists():
+        older.unlink()
+        print(f"Removed {older}, which shows an older evaluation; --report writes a new one.")
     paths = write(evaluation, directory, about, show)
     summary, plain = summarize(evaluation), about.get("plain_top1_percent")
     images = f"{opened.num_examples} images of {opened.dataset} {split}"

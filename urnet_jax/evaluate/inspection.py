@@ -12,9 +12,11 @@ import functools
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import jax
 import numpy as np
 import pandas as pd
 from etils import epath
+from jax.sharding import Mesh
 from matplotlib.figure import Figure
 
 from urnet_jax.config import Config, architecture
@@ -39,6 +41,7 @@ from urnet_jax.nets.contract import Description
 from urnet_jax.nets.network import Tree
 from urnet_jax.runs.load import load_network
 from urnet_jax.runs.meta import Meta
+from urnet_jax.xla import sharding
 
 __all__ = [
     "SWEEP", "Run", "distinct_paths", "easy_and_hard", "gate_table", "load", "plot_blocks",
@@ -97,9 +100,21 @@ class Run:
         return splits.take(split, chosen)
 
     @functools.cached_property
+    def mesh(self) -> Mesh | None:
+        """All devices of this process, which share each batch; None where there is but one."""
+        devices = sharding.in_order(jax.local_devices())
+        return Mesh(devices, ("data",)) if len(devices) > 1 else None
+
+    @functools.cached_property
+    def variables(self) -> tuple[Tree, Tree]:
+        """`params` and `batch_stats`, on each of those devices."""
+        held = self.params, self.batch_stats
+        return held if self.mesh is None else sharding.replicate(held, self.mesh)
+
+    @functools.cached_property
     def _eval_step(self) -> EvalStep:
         # Kept, for its compilation takes longer than a few thousand small images.
-        return make_eval_step(self.config, self.meta.phase)
+        return make_eval_step(self.config, self.meta.phase, mesh=self.mesh)
 
     def evaluate(
         self, scales: Sequence[float] | None = None, split: str | Split = "test"
@@ -114,8 +129,8 @@ class Run:
         grid = self.config.eval.scales if scales is None else scales
         size = min(self.config.eval.batch_size, split.num_examples)
         return evaluate(
-            self._eval_step, self.params, self.batch_stats, split, self.config, grid, size,
-            progress=False,
+            self._eval_step, *self.variables, split, self.config, grid, size,
+            progress=False, mesh=self.mesh,
         )  # fmt: skip
 
     def gates(

@@ -97,6 +97,8 @@ def _facts(record: Mapping[str, Any]) -> Facts:
     kind = device["kind"]
     if kind != device["platform"]:
         kind = f"{kind} ({device['platform']})"
+    if device["count"] > 1:
+        kind = f"{device['count']} times {kind}"
     return Facts(
         {
             "Network": record["architecture"],

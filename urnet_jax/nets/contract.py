@@ -4,7 +4,7 @@ output = network(images, GateInputs(scale), Mode(execution="auto"))
 output.prediction, output.gates  # [B, K], [B, G]
 """
 
-from typing import ClassVar, NamedTuple, Protocol, Self
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import flax.struct
 import jax
@@ -15,8 +15,8 @@ from jaxtyping import Array, Bool, Float
 from urnet_jax.nets.cost import Cost
 from urnet_jax.nets.mode import Mode
 
-Features = Float[Array, "B H W C"]
-Summary = Float[Array, "B C"]
+Features = Float[Array, "B _ _ _"]  # NHWC; what enters and what leaves differ in size
+Summary = Float[Array, "B _"]
 
 
 class GateParam(nnx.Param):
@@ -56,11 +56,11 @@ class GateInputs(NamedTuple):
     given: Float[Array, "B G"] | None = None
     kept: Float[Array, "B G"] | None = None
 
-    def columns(self, start: int, stop: int) -> Self:
+    def columns(self, start: int, stop: int) -> "GateInputs":
         """Those of the gates from `start` to before `stop`; the scale stays."""
-        return type(self)(self.scale, *jax.tree.map(lambda a: a[:, start:stop], self[1:]))
+        return GateInputs(self.scale, *jax.tree.map(lambda a: a[:, start:stop], self[1:]))
 
-    def stacked(self, units: int) -> Self:
+    def stacked(self, units: int) -> "GateInputs":
         """To loop over equal units: [units, B] and [units, B, G / units]."""
 
         def stack(array: Array) -> Array:
@@ -68,7 +68,7 @@ class GateInputs(NamedTuple):
             return jnp.moveaxis(array.reshape(batch, units, gates // units), 1, 0)
 
         scale = jnp.broadcast_to(self.scale, (units, *self.scale.shape))
-        return type(self)(scale, *jax.tree.map(stack, self[1:]))
+        return GateInputs(scale, *jax.tree.map(stack, self[1:]))
 
 
 @flax.struct.dataclass
@@ -89,6 +89,7 @@ class Output:
     aux: dict[str, Float[Array, ""]] = flax.struct.field(default_factory=dict)
 
 
+@runtime_checkable
 class Unit(Protocol):
     """What gates can skip: Y = merge(shortcut(X), residual(X, mask)).
 
@@ -124,6 +125,7 @@ class Unit(Protocol):
         ...
 
 
+@runtime_checkable
 class Description(Protocol):
     """A network in plain numbers, a frozen dataclass: it is built from them, and counted.
 

@@ -6,7 +6,7 @@ average too), BatchNorm, biases, activations, additions, and the shortcuts `A` a
 """
 
 import dataclasses
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int64, Real
@@ -40,6 +40,7 @@ class Linear(NamedTuple):
         return self.inputs * self.outputs
 
 
+@runtime_checkable
 class Cost(Protocol):
     """What a network costs by what its gates let run."""
 

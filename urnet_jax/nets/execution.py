@@ -83,7 +83,7 @@ def run_unit(
     if shortcut is None:
         state = x, summary
     else:
-        skipped = unit.merge(shortcut, jnp.zeros((), shortcut.dtype))
+        skipped = unit.merge(shortcut, jnp.zeros_like(shortcut))
         state = skipped, None if summary is None else unit.summary(skipped)
     active = (gates > 0).any(axis=1)
     # Of no samples there is nothing to run, and a loop over none would never end.

@@ -1,12 +1,13 @@
 """What a network is for: its loss, and what is measured of each sample."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
 
+@runtime_checkable
 class Task(Protocol):
     """Loss and measures per sample of predictions and labels."""
 

@@ -10,7 +10,7 @@ from urnet_jax.runs.meta import Score
 
 def newest_and_best(
     keep: int, keep_best: int, scores: Mapping[int, Score | None]
-) -> PreservationPolicy:
+) -> AnyPreservationPolicy:
     """Keeps the newest checkpoints and, beside them, the best of those that have a score.
 
     Args:

@@ -96,16 +96,7 @@ def train_and_evaluate(
                 tensorboard=config.log.tensorboard, silent=not sharding.is_main(),
             )  # fmt: skip
         stack.enter_context(contextlib.closing(writer))
-        batches = iter(
-            train_batches(
-                train_split,
-                config.data,
-                seed=config.seed,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
-            )  # fmt: skip
-        )
-        stack.enter_context(contextlib.closing(batches))
+        batches = stack.enter_context(contextlib.closing(own_batches(config, train_split)))
         asked_to_stop = asked_to_stop or stack.enter_context(interruption.watched())
 
         # ---- Run ----
@@ -129,6 +120,15 @@ def open_splits(config: Config) -> tuple[Split, Split]:
             f"{train_split.num_examples} training images: an epoch is less than a step."
         )
     return train_split, test_split
+
+
+def own_batches(config: Config, train_split: Split) -> DatasetIterator:
+    """This process's parts of the training batches, without end."""
+    parts = train_batches(
+        train_split, config.data, seed=config.seed,
+        process_index=jax.process_index(), process_count=jax.process_count(),
+    )  # fmt: skip
+    return iter(parts)
 
 
 def run_phases(run: Run, found: Meta | None) -> None:

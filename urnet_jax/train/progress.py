@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Self
+from typing import Any
 
 import jax
 from tqdm import tqdm
@@ -118,7 +118,7 @@ class PhaseProgress:
     def resume(self) -> None:
         self._clock += time.monotonic() - self._paused_at
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "PhaseProgress":
         return self
 
     def __exit__(self, kind: type | None, error: object, traceback: object) -> None:
