@@ -168,6 +168,7 @@ def test_missing_torch_names_the_extra(tmp_path, monkeypatch):
         run(tmp_path, "--torch=True")
 
 
+@pytest.mark.slow
 def test_pytorch_has_the_same_architecture_and_drops_blocks():
     torch = pytest.importorskip("torch")
     flop_counter = pytest.importorskip("torch.utils.flop_counter")

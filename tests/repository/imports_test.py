@@ -48,6 +48,7 @@ def test_the_package_keeps_the_contract(copy: pathlib.Path):
         ("evaluate/step", "from urnet_jax.train import step", "step -> urnet_jax.train.step"),
         ("errors", "def f():\n    import urnet_jax.phases", "errors -> urnet_jax.phases"),
         ("nets/gates", "from urnet_jax.nets import resnet", "- .gates -> .resnet"),
+        ("train/loop", "from urnet_jax.evaluate import plots", "train.loop -> urnet_jax.evaluate"),
         ("attic", "", "attic"),
     ],
 )

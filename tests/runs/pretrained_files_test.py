@@ -19,6 +19,7 @@ from urnet_jax.errors import UserError
 from urnet_jax.runs import pretrained
 
 
+@pytest.mark.slow
 def test_pytorchs_files_round_trip(tmp_path):
     torch = pytest.importorskip("torch")
     tensors = exported(ARCHS["A"])
@@ -37,6 +38,7 @@ class RunsAProgram:
         return print, ("This ran.",)
 
 
+@pytest.mark.slow
 def test_pytorchs_files_that_are_no_state_dicts(tmp_path, capfd):
     torch = pytest.importorskip("torch")
     half = io.BytesIO()

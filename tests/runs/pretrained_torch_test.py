@@ -190,6 +190,7 @@ def test_random_torchvision_networks_have_pytorchs_logits(depth, tmp_path):
             assert torch.equal(tensor, other.state_dict()[name]), name
 
 
+@pytest.mark.slow
 def test_projections_of_a_cifar_network_have_pytorchs_logits():
     pytest.importorskip("torch")
     arch = ARCHS["B"]
