@@ -100,9 +100,7 @@ class UnitCost:
         return float(self.always_macs) + jnp.where(gates > 0, unit_macs, 0.0).sum(axis=1)
 
 
-def macs_per_sample(
-    arch: Any, gates: Num[np.ndarray | Any, "B G"]
-) -> Real[np.ndarray | Any, " B"]:
+def macs_per_sample(arch: Any, gates: Num[np.ndarray | Any, "B G"]) -> Real[np.ndarray | Any, " B"]:
     """Multiply-adds that each sample needs, given what its gates let run.
 
     Args:
