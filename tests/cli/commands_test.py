@@ -23,7 +23,8 @@ TRAIN = [
     (["--config.eval.scales=0.2 0.4"], "eval.scales is '0.2 0.4'; expected a tuple of one or more "
                                        "numbers from 0 to 1."),
     (["--config.data=3"], "data is a section of the config; set its fields: name, num_classes, "
-                          "dir, image_size, batch_size, augment, crop_padding, workers, threads, unreadable."),
+                          "dir, image_size, batch_size, augment, crop_padding, workers, threads, "
+                          "unreadable."),
     (["--config.data.name=cifr10"], "data.name is 'cifr10'; expected one of digits, cifar10, "
                                     "cifar100, imagenet2012 (the nearest is cifar10), or the name "
                                     "of a prepared dataset of your own, with data.num_classes set "
