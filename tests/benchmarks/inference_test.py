@@ -4,6 +4,7 @@ import dataclasses
 import json
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -93,9 +94,9 @@ def test_gates_change_the_logits_enough_to_be_missed():
     subject = inference_cases.drawn_subject("resnet110", 4, "float32", [0.5])
     wrong = dataclasses.replace(subject.requests[1], used=1 - subject.requests[1].used)
     dense = inference_cases.forward(subject, "dense")
-    scale = np.zeros(4, np.float32)
+    images, scale = jnp.asarray(subject.images), jnp.zeros(4)
     logits, gates = (
-        [dense(subject.params, subject.batch_stats, subject.images, scale, request.used)[part]
+        [dense(subject.params, subject.batch_stats, images, scale, jnp.asarray(request.used))[part]
          for request in (subject.requests[1], wrong)]
         for part in (0, 1)
     )  # fmt: skip

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+from etils import epath
 
 from helpers.folders import contents
 from urnet_jax.errors import UserError
@@ -47,7 +48,7 @@ def test_another_dataset_is_refused(finished, tiny):
 
 def test_a_training_split_of_another_length_is_refused(workdir, newest, tiny):
     meta = dataclasses.replace(checkpoint.read_meta(workdir, 29), steps_per_epoch=1000 / 64)
-    checksums.replace_file(newest, "meta/metadata", json.dumps(meta.to_json()))
+    checksums.replace_file(epath.Path(newest), "meta/metadata", json.dumps(meta.to_json()))
     before = contents(workdir)
     with pytest.raises(UserError) as error:
         loop.train_and_evaluate(tiny(), workdir)
