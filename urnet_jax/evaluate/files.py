@@ -30,6 +30,7 @@ from urnet_jax.evaluate.step import make_eval_step
 from urnet_jax.evaluate.table import print_table
 from urnet_jax.nets.execution import choose
 from urnet_jax.nets.mode import Execution, Mode
+from urnet_jax.phases import PHASES
 from urnet_jax.runs import writers
 from urnet_jax.runs.load import load_network
 
@@ -179,7 +180,7 @@ def _about(run: Run, workdir: epath.PathLike, split: Split, execution: Execution
     skips = config_lib.heeds_scale(config, meta.phase)
     about: dict[str, Any] = {"dataset": split.dataset, "split": split.name, "phase": meta.phase}
     about |= {"step": meta.step, "execution": execution if skips else "dense"}
-    gated = run.arch.gated and meta.phase != "pretrain"
+    gated = run.arch.gated and PHASES[meta.phase].own_gates
     grown_here = gated and not (config.gates.init_from or config.joint.init_from)
     plain = plain_top1(workdir) if split.name == "test" and grown_here else None
     return about if plain is None else about | {"plain_top1_percent": plain}
@@ -189,7 +190,7 @@ def _grid(run: Run, scales: Sequence[float]) -> Sequence[float]:
     """The scales to evaluate at; says so where there is only one that matters."""
     if not config_lib.heeds_scale(run.config):
         print("This network is plain: it has no gates, so S is ignored and it is evaluated once.")
-    elif run.meta.phase == "pretrain":
+    elif not PHASES[run.meta.phase].own_gates:
         print("This run is in phase pretrain, in which all blocks are on: it is evaluated once.")
         return (1.0,)
     return scales

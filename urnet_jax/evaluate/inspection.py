@@ -39,6 +39,7 @@ from urnet_jax.evaluate.gate_tables import (
 from urnet_jax.evaluate.step import EvalStep, make_eval_step
 from urnet_jax.nets.contract import Description
 from urnet_jax.nets.network import Tree
+from urnet_jax.phases import PHASES
 from urnet_jax.runs.load import load_network
 from urnet_jax.runs.meta import Meta
 from urnet_jax.xla import sharding
@@ -194,7 +195,7 @@ def load(
         blocks are dropped at random.
     """
     meta, params, batch_stats = load_network(workdir, which)
-    if not architecture(meta.config).gated or meta.phase == "pretrain":
+    if not (architecture(meta.config).gated and PHASES[meta.phase].own_gates):
         kind = "of phase pretrain" if architecture(meta.config).gated else "of a plain network"
         raise UserError(
             f"The checkpoint of step {meta.step} in {workdir} is {kind}, which has no trained "

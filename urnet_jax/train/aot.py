@@ -12,6 +12,7 @@ from urnet_jax import config as config_lib
 from urnet_jax.config import Config
 from urnet_jax.errors import UserError
 from urnet_jax.evaluate.step import make_eval_step
+from urnet_jax.phases import PHASES
 from urnet_jax.train import state as state_lib
 from urnet_jax.train.step import make_train_step
 from urnet_jax.xla import sharding
@@ -94,7 +95,7 @@ def analytic_macs(config: Config, phase: str) -> float:
     external_stem = arch.external.cost.stem_macs if arch.external else 0
     if phase == "gates":
         return 2.0 * forward - stem - int(cost.unit_macs[0]) + gates - external_stem
-    if phase == "pretrain":
+    if not PHASES[phase].own_gates:
         return 3.0 * (forward - gates) - stem  # Gates are computed neither way.
     return 3.0 * forward - stem - external_stem
 
