@@ -125,8 +125,15 @@ def evaluate(
             for name in result.keys() & set(kept):
                 parts[k][name].append(np.asarray(result[name])[:examples])
             bar.update(examples)
+    return _evaluation(arch, grid, split, parts)
 
-    held = [name for name in kept if parts[0][name]]
+
+def _evaluation(
+    arch: Description, grid: tuple[float, ...], split: Split,
+    parts: list[dict[str, list[np.ndarray]]],
+) -> Evaluation:  # fmt: skip
+    """What the batches gave, by S, joined; without the images that cannot be decoded."""
+    held = [name for name in parts[0] if parts[0][name]]
     rows = {name: np.stack([np.concatenate(part[name]) for part in parts]) for name in held}
     # An image that cannot be decoded has the label -1. All hosts have all labels.
     read = rows["label"][0] >= 0

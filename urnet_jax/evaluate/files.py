@@ -165,13 +165,19 @@ def evaluate_workdir(
         older.unlink()
         print(f"Removed {older}, which shows an older evaluation; --report writes a new one.")
     paths = write(evaluation, directory, about, show)
-    summary, plain = summarize(evaluation), about.get("plain_top1_percent")
-    images = f"{opened.num_examples} images of {opened.dataset} {split}"
-    print_table(summary, f"{evaluation.arch.describe()}\n{images}, step {run.meta.step} ({phase})")
-    if plain is not None:
-        print(f"The plain network that this run began from, after phase pretrain: {plain:.2f} %\n")
+    summary = summarize(evaluation)
+    _show(summary, run, opened, about.get("plain_top1_percent"))
     print(*paths, sep="\n")
     return summary
+
+
+def _show(summary: pd.DataFrame, run: Run, split: Split, plain: float | None) -> None:
+    """Prints the table of an evaluation, and what the plain network had."""
+    images = f"{summary['examples'].iloc[0]} images of {split.dataset} {split.name}"
+    step = f"step {run.meta.step} ({run.meta.phase})"
+    print_table(summary, f"{run.arch.describe()}\n{images}, {step}")
+    if plain is not None:
+        print(f"The plain network that this run began from, after phase pretrain: {plain:.2f} %\n")
 
 
 def _about(run: Run, workdir: epath.PathLike, split: Split, execution: Execution) -> dict[str, Any]:

@@ -61,8 +61,7 @@ def make_train_step(
       f(state, batch) -> (state, metrics); a batch has image (uint8), label, index and epoch.
     """
     section, platform = config[phase], sharding.platform(mesh)
-    gates = network.gate_paths(*network_of(config))
-    loss_fn = _make_loss(config, phase, platform)
+    gates, loss_fn = network.gate_paths(*network_of(config)), _make_loss(config, phase, platform)
     tx = optimizer.make_optimizer(section, steps_per_epoch, gates)
     draw = draws.for_training(config, phase, steps_per_epoch)
 
@@ -95,8 +94,8 @@ def make_train_step(
     if mesh is not None:
         same = sharding.replicated(mesh)
         placed = {"in_shardings": (same, sharding.split(mesh)), "out_shardings": same}
-    options = compiler_options(platform)
-    return jax.jit(train_step, donate_argnums=0, compiler_options=options, **placed)
+    placed["compiler_options"] = compiler_options(platform)
+    return jax.jit(train_step, donate_argnums=0, **placed)
 
 
 def _norm(state: Any) -> Array:
