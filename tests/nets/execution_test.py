@@ -115,6 +115,15 @@ def test_bfloat16(how: Execution):
         assert_same(logits, expected, 0.01)  # a bfloat16 rounds by up to 0.004
 
 
+@pytest.mark.parametrize("how", ["dense", "auto", *SPARSE])
+def test_no_images_have_no_results(how: Execution):
+    """The loop of `pieces` once went on for ever over nothing, and the process died."""
+    arch = ARCHS["A"]
+    images, scale = jnp.zeros((0, arch.image_size, arch.image_size, 3)), jnp.zeros(0)
+    logits, gates = run("A", how, images, scale)
+    assert logits.shape == (0, arch.num_classes) and gates.shape == (0, arch.num_gates)
+
+
 @pytest.mark.parametrize("how", SPARSE)
 def test_training_is_dense(how: Execution):
     graph, params, stats = network("A")
