@@ -113,11 +113,13 @@ def tiny_flags() -> list[str]:
 def start() -> Callable[..., subprocess.Popen[str]]:
     """Starts train.py or evaluate.py with arguments, in the folder `cwd`."""
 
-    def popen(script: str, *arguments: str, cwd: pathlib.Path) -> subprocess.Popen[str]:
+    def popen(
+        script: str, *arguments: str, cwd: pathlib.Path, **environment: str
+    ) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, str(ROOT / script), *arguments],
             cwd=cwd,
-            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -110,7 +110,7 @@ def phases_to_run(config: Config) -> list[str]:
     """
     phases = [phase for phase in PHASES if config[phase].epochs > 0]
     if not architecture(config).gated:
-        phases = [phase for phase in phases if phase != "gates"]
+        phases = [phase for phase in phases if PHASES[phase].moves_rest]
     if not phases:
         raise UserError(
             "No phase has a length: set pretrain.epochs, gates.epochs or joint.epochs above 0 "
@@ -227,8 +227,11 @@ def flatten(config: Config) -> dict[str, Any]:
 
 def _completed(config: ConfigDict) -> Config:
     """The config, locked; one from before a field existed gets what it meant then."""
+    known = fields_of(config)
     with config.unlocked():
         for name, value in LATER.items():
+            if name not in known:  # of another kind of network
+                continue
             section, last = name.split(".")
             if section not in config:
                 config[section] = ConfigDict()

@@ -27,7 +27,7 @@ def description(kind: str) -> Any:
     module, _, name = KINDS.get(kind, kind).partition(":")
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise UserError(
             f"model.kind is {kind!r}, which cannot be found ({error}); expected one of "
             f"{', '.join(KINDS)}, or a class of your own, named as 'package.module:Class'."
@@ -50,11 +50,19 @@ def fields(kind: str) -> dict[str, Field]:
     if kind == "resnet":
         return FIELDS
     hints = typing.get_type_hints(description(kind))
-    return common | {f"model.{name}": _field(hints[name]) for name in own_fields(kind)}
+    return common | {f"model.{name}": _field(kind, name, hints[name]) for name in own_fields(kind)}
 
 
-def _field(hint: Any) -> Field:
+def _field(kind: str, name: str, hint: Any) -> Field:
     """What a dataclass's field may be; its ranges are for the dataclass to check."""
-    if typing.get_origin(hint) is Literal:
-        return Field(str, choices=typing.get_args(hint))
-    return Field(hint)
+    choices = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal and all(isinstance(choice, str) for choice in choices):
+        return Field(str, choices=choices)
+    if hint in (bool, int, float, str):
+        return Field(hint)
+    if hint == tuple[float, ...]:
+        return Field(tuple)
+    raise UserError(
+        f"The field {name} of the network {kind} is of type {hint}; expected one that a config can "
+        "hold: bool, int, float, str, a Literal of texts or tuple[float, ...]."
+    )

@@ -91,6 +91,13 @@ class Toy:
         return f"toy of {self.units} units (width {self.width}) for {self.num_classes} classes"
 
 
+@dataclasses.dataclass(frozen=True)
+class Strange(Toy):
+    """With a field that no config can hold."""
+
+    sizes: list[int] = dataclasses.field(default_factory=list)
+
+
 def conv(spec: Convolution, rngs: nnx.Rngs) -> nnx.Conv:
     return nnx.Conv(spec.inputs, spec.outputs, (spec.kernel, spec.kernel), rngs=rngs)
 

@@ -1,6 +1,8 @@
 """A kind of network that no room knows is trained, evaluated, costed, shown and exported."""
 
+import dataclasses
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -12,9 +14,10 @@ from ml_collections import ConfigDict
 
 from helpers.toy_network import AUX_WEIGHT, Toy, macs_by_hand
 from urnet_jax import config as config_lib
+from urnet_jax import kinds
 from urnet_jax.config import Config
 from urnet_jax.errors import UserError
-from urnet_jax.evaluate import files, inspection
+from urnet_jax.evaluate import evaluation, files, inspection
 from urnet_jax.nets import network
 from urnet_jax.nets.contract import Description
 from urnet_jax.nets.cost import macs_per_sample
@@ -25,6 +28,7 @@ from urnet_jax.train.start import start_phase
 from urnet_jax.xla import sharding
 
 KIND = "helpers.toy_network:Toy"
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def toy_config(tiny: Any, **model: Any) -> Config:
@@ -131,6 +135,75 @@ def test_its_fields_are_the_configs(tiny):
         config_lib.validate(toy_config(tiny, units="two"))
     with pytest.raises(UserError, match="'model.depth' is not a config field"):
         config_lib.validate(toy_config(tiny, depth=8))
+
+
+CONFIG = """
+from ml_collections import ConfigDict
+from urnet_jax import config as config_lib
+from urnet_jax import kinds
+
+
+def get_config():
+    config = config_lib.load("digits")
+    config.update_from_flattened_dict({fields!r})
+    with config.unlocked():
+        config.model = ConfigDict({model!r})
+    return config
+"""
+
+
+@pytest.fixture(scope="module")
+def config_file(tiny, tmp_path_factory) -> pathlib.Path:
+    path = tmp_path_factory.mktemp("config") / "toy.py"
+    short: dict[str, Any] = {"model.depth": 8, "pretrain.epochs": 0.1, "gates.epochs": 0.1}
+    short |= {"joint.epochs": 0.1, "eval.every_epochs": 0.0}
+    model = toy_config(tiny).model.to_dict()
+    path.write_text(CONFIG.format(fields=short, model=model))
+    return path
+
+
+def test_a_config_file_with_it_is_whole(config_file):
+    config = config_lib.load(str(config_file))
+    config_lib.validate(config)
+    assert "depth" not in config.model and "gate_network" not in config.model
+    again = config_lib.from_json(config_lib.to_json(config))
+    config_lib.validate(again)
+    assert again == config
+
+
+def test_it_is_trained_and_gone_on_with_from_the_command_line(config_file, start, tmp_path):
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    for epochs, begins in (("0.1", "toy of 3 units"), ("0.2", "Going on from step 6")):
+        flags = [f"--config={config_file}", "--workdir=run", "--config.model.units=3"]
+        flags.append(f"--config.joint.epochs={epochs}")
+        with start("train.py", *flags, cwd=tmp_path, PYTHONPATH=paths) as process:
+            printed, errors = process.communicate()
+        assert process.returncode == 0, errors
+        assert begins in printed
+
+
+def test_another_kind_in_a_workdir_is_one_sentence(workdir, tiny):
+    with pytest.raises(UserError) as error:
+        loop.train_and_evaluate(tiny(), workdir)
+    assert (
+        "gated ResNet-8 (cifar, width 16, shortcut A) for 10 classes at 8 px, not toy of 2"
+        in str(error.value)
+    )
+
+
+def test_a_field_that_no_config_can_hold_is_one_sentence():
+    with pytest.raises(UserError, match="The field sizes of the network .* is of type list"):
+        kinds.fields("helpers.toy_network:Strange")
+
+
+def test_its_task_says_what_is_right(workdir):
+    """A summary counts what the step says is right, and compares nothing itself."""
+    run = inspection.load(workdir)
+    found = run.evaluate((1.0,))
+    assert found.correct is not None
+    np.testing.assert_array_equal(found.right, found.predictions == found.labels)
+    other = dataclasses.replace(found, correct=np.ones_like(found.right))
+    assert evaluation.summarize(other)["top1_percent"].tolist() == [100.0]
 
 
 @pytest.mark.parametrize("kind", ["nonsense", "helpers.no_such_room:Toy", f"{KIND}er"])

@@ -1,4 +1,4 @@
-"""Which tests `make test` runs, and which it leaves to `make test-slow`."""
+"""Which tests `make test` runs, and which it leaves to `make test-all`."""
 
 import ast
 import pathlib
@@ -13,7 +13,7 @@ def optional(function: ast.FunctionDef) -> bool:
 
 
 def test_what_needs_pytorch_is_run_where_pytorch_is_installed():
-    """`make test` does without PyTorch, and only `make test-slow` installs it."""
+    """`make test` does without PyTorch, and only `make test-all` installs it."""
     found = {
         f"{file.relative_to(TESTS)}::{node.name}": map(ast.unparse, node.decorator_list)
         for file in TESTS.rglob("*_test.py")

@@ -23,7 +23,8 @@ print(found.count("/jax/compilation_cache/cache_hits"))
 
 def run(arguments, changes, **options):
     """Runs Python where no cache is named, but for what `changes` says."""
-    own = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    others = ("JAX_COMPILATION_CACHE_DIR", "URNET_COMPILATION_CACHE")
+    own = {k: v for k, v in os.environ.items() if k not in others}
     own |= {"JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     done = subprocess.run(
         [sys.executable, *arguments], env=own | changes, cwd=ROOT, capture_output=True, text=True,

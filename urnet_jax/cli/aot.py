@@ -4,11 +4,13 @@ from absl import app, flags
 
 from urnet_jax import config as config_lib
 from urnet_jax.cli.flags import FLAGS, define_config, parse, show_help
+from urnet_jax.cli.interruption import end_at_once_on_ctrl_c
 from urnet_jax.config import Config
 from urnet_jax.errors import UserError, told_to_the_user
 from urnet_jax.phases import PHASES
 
-_told_to_the_user = told_to_the_user("Interrupted.")
+_INTERRUPTED = "Interrupted."
+_told_to_the_user = told_to_the_user(_INTERRUPTED)
 
 
 def main() -> None:
@@ -24,6 +26,7 @@ def main() -> None:
 
     It needs no TPU, only the extra tpu. Memory, FLOPs and collectives are those of one device.
     """
+    end_at_once_on_ctrl_c(_INTERRUPTED)
     app.run(_aot, flags_parser=_parse_aot)
 
 

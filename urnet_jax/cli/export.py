@@ -3,9 +3,11 @@
 from absl import app, flags
 
 from urnet_jax.cli.flags import FLAGS, check_workdir, parse, show_help, which_step
+from urnet_jax.cli.interruption import end_at_once_on_ctrl_c
 from urnet_jax.errors import UserError, told_to_the_user
 
-_told_to_the_user = told_to_the_user("Interrupted: nothing was written.")
+_INTERRUPTED = "Interrupted: the file was not written."
+_told_to_the_user = told_to_the_user(_INTERRUPTED)
 
 
 def main() -> None:
@@ -20,6 +22,7 @@ def main() -> None:
     Gates are written too, as layer1.0.gate.fc1.weight and so on. --config.init.from=FILE takes the
     file back.
     """
+    end_at_once_on_ctrl_c(_INTERRUPTED)
     app.run(_export, flags_parser=_parse_export)
 
 

@@ -33,9 +33,15 @@ def define_config(argv: list[str]) -> list[str]:
     """Defines --config and --config.X; the arguments without --config."""
     name, argv = _take_config(argv)
     config = config_lib.load(name)
+    known = config_lib.fields_of(config)
     for argument in argv:
         if override := re.match(r"--?(?:no)?config\.([^=]*)", argument):
-            config_lib.field(override[1], config_lib.fields_of(config))
+            if override[1] == "model.kind":
+                raise UserError(
+                    "model.kind is set in a config file, where the fields of its network stand "
+                    "beside it: name that file with --config."
+                )
+            config_lib.field(override[1], known)
     # ml_collections reads names as Python does, to which `from` is a keyword.
     argv = [re.sub(r"^(--?(?:no)?config\.init)\.from(?==|$)", r'\1["from"]', a) for a in argv]
     config_flags.DEFINE_config_dict("config", config, "The config.", sys_argv=argv)
@@ -72,7 +78,8 @@ def _flag_errors() -> Iterator[None]:
             raise UserError(f"{error}.") from error
         name, value, reason = illegal.groups()
         if name.startswith("config."):
-            raise config_lib.not_allowed(name.removeprefix("config."), value) from error
+            known = config_lib.fields_of(FLAGS["config"].value)
+            raise config_lib.not_allowed(name.removeprefix("config."), value, known) from error
         # Where absl has no words for what it expects, its reason says it: "value should be ...".
         expected = FLAGS[name].parser.syntactic_help
         wanted = f"expected {expected}" if expected else reason

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pandas as pd
 from jax.sharding import Mesh
-from jaxtyping import Float, Float64, Int, UInt8
+from jaxtyping import Bool, Float, Float64, Int, UInt8
 from tqdm import tqdm
 
 from urnet_jax.config import Config, architecture, heeds_scale
@@ -36,6 +36,7 @@ class Evaluation:
       flops: of each sample: its blocks, all gates, stem and head.
       gate_logits: what the gates were made of, 0 and above open; None where they were not asked
         for, or the network has none.
+      correct: what the task says of each prediction; None: whether it is the label.
     """
 
     arch: Description
@@ -47,6 +48,12 @@ class Evaluation:
     gates: UInt8[np.ndarray, "k n N"]
     flops: Float64[np.ndarray, "k n"]
     gate_logits: Float[np.ndarray, "k n N"] | None = None
+    correct: Bool[np.ndarray, "k n"] | None = None
+
+    @property
+    def right(self) -> Bool[np.ndarray, "k n"]:
+        """Whether an example was right, as its task says."""
+        return self.predictions == self.labels if self.correct is None else self.correct
 
     @property
     def num_gates(self) -> int:
@@ -117,7 +124,7 @@ def evaluate(
     batch_size = -(-batch_size // mesh.size) * mesh.size
     step = functools.partial(eval_step, params, batch_stats)
     results = _dispatched(step, split, config, grid, batch_size, mesh)
-    kept = ("prediction", "loss", "gates", "label", "gate_logits")
+    kept = ("prediction", "correct", "loss", "gates", "label", "gate_logits")
     parts = [{name: [] for name in kept} for _ in grid]
     total, hidden = split.num_examples * len(grid), None if progress else True
     with tqdm(total=total, desc="evaluate", unit="img", disable=hidden, leave=False) as bar:
@@ -151,6 +158,7 @@ def _evaluation(
         gates=(rows["gates"] > 0).astype(np.uint8),
         flops=np.stack([flops_per_sample(arch, g) for g in rows["gates"]]).astype(np.float64),
         gate_logits=rows.get("gate_logits"),
+        correct=rows["correct"],
     )
 
 
@@ -213,7 +221,7 @@ def summarize(evaluation: Evaluation) -> pd.DataFrame:
     is `flops_mean` as a share of `flops_full`, the network with every block used.
     """
     total, full = evaluation.num_gates, evaluation.full_flops
-    correct = (evaluation.predictions == evaluation.labels).sum(axis=1)
+    correct = evaluation.right.sum(axis=1)
     blocks, flops = evaluation.gates.sum(axis=2, dtype=np.int64), evaluation.flops
     return pd.DataFrame(
         {

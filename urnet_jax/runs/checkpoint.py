@@ -110,10 +110,10 @@ class Checkpointer:
                 with writable(folder / _META):
                     checksums.replace_file(folder, _META, json.dumps(meta.to_json()))
         self._scores[step] = meta.score
-        there = self._manager.all_steps()
+        there = sorted(self._manager.all_steps())
         stay = kept_steps(self._keep, self._keep_best, {n: self._scores.get(n) for n in there})
-        for other in set(there) - stay:
-            self._manager.delete(other)
+        for other in sharding.listed_by_main([n for n in there if n not in stay]):
+            self._manager.delete(other)  # Together: it waits for the others.
 
     def restore_state(self, step: int, abstract: State) -> State:
         """The state at `step`, in the shapes and shardings of `abstract`.

@@ -1,5 +1,6 @@
 """Where metrics go: JSON lines, and TensorBoard with the extra; the only user of tensorboardX."""
 
+import collections
 import contextlib
 import json
 import math
@@ -34,7 +35,7 @@ class MetricWriter:
         """
         self._file = self._events = None
         before = [line for line in read(workdir) if line["step"] <= resume_step]
-        self._held = {(line.get("kind"), line["step"]) for line in before}
+        self._held = collections.Counter((line.get("kind"), line["step"]) for line in before)
         if silent:
             return
         self._events = _open_tensorboard(workdir, resume_step) if tensorboard else None
@@ -69,9 +70,9 @@ class MetricWriter:
                 self._events.add_scalar(f"{kind}/{name}{suffix}", value, step)
         self._events.flush()
 
-    def has(self, kind: str, step: int) -> bool:
-        """Whether the file held a line of this kind and step when it was opened."""
-        return (kind, step) in self._held
+    def held(self, kind: str, step: int) -> int:
+        """How many lines of this kind and step the file held when it was opened."""
+        return self._held[kind, step]
 
     def close(self) -> None:
         if self._file is not None:

@@ -12,6 +12,7 @@ from urnet_jax import config as config_lib
 from urnet_jax.config import Config
 from urnet_jax.errors import UserError
 from urnet_jax.evaluate.step import make_eval_step
+from urnet_jax.nets.architecture import Architecture
 from urnet_jax.phases import PHASES
 from urnet_jax.train import state as state_lib
 from urnet_jax.train.step import make_train_step
@@ -35,7 +36,7 @@ class CompiledStep(Compiled):
     """
 
     batch_size: int
-    analytic_macs: float
+    analytic_macs: float | None
 
 
 def compile_train(config: Config, mesh: Mesh, phase: str = "joint") -> CompiledStep:
@@ -45,12 +46,13 @@ def compile_train(config: Config, mesh: Mesh, phase: str = "joint") -> CompiledS
       UserError: the devices cannot share the batch, or a plain network is to train its gates.
       DoesNotFit: a device has too little memory.
     """
-    if phase == "gates" and not config.model.gated:
+    if not (PHASES[phase].moves_rest or config_lib.architecture(config).gated):
         raise UserError("A plain network has no phase gates: name another --phase.")
     size = config.data.batch_size
     sharding.check_batch_size(size, mesh, config.accumulate_steps)
     found = compile_step("train", *train_step(config, mesh, phase), mesh)
-    analytic = analytic_macs(config, phase) * size / mesh.size
+    of_image = analytic_macs(config, phase)
+    analytic = None if of_image is None else of_image * size / mesh.size
     return CompiledStep(**vars(found), batch_size=size, analytic_macs=analytic)
 
 
@@ -82,18 +84,22 @@ def compile_evaluate(config: Config, mesh: Mesh) -> CompiledStep:
     return CompiledStep(**vars(found), batch_size=size, analytic_macs=analytic)
 
 
-def analytic_macs(config: Config, phase: str) -> float:
+def analytic_macs(config: Config, phase: str) -> float | None:
     """Multiply-adds of one image in a training step, from the architecture alone.
+
+    None for networks other than residual ones, of which it is not known which layers need what.
 
     A layer that is trained takes as much again for the gradient of its weights, and every layer but
     the first as much for that of its input. In `gates` only the gates are trained, and neither the
     stem nor the first block needs a gradient; the others carry the loss back to the gates.
     """
     arch = config_lib.architecture(config)
+    if not isinstance(arch, Architecture):
+        return None
     cost = arch.cost
     gates, stem, forward = cost.gate_macs, cost.stem_macs, cost.full_macs
     external_stem = arch.external.cost.stem_macs if arch.external else 0
-    if phase == "gates":
+    if not PHASES[phase].moves_rest:
         return 2.0 * forward - stem - int(cost.unit_macs[0]) + gates - external_stem
     if not PHASES[phase].own_gates:
         return 3.0 * (forward - gates) - stem  # Gates are computed neither way.

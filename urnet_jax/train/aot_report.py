@@ -116,7 +116,7 @@ def _table(compiled: list[CompiledStep], mesh: Mesh) -> Table:
     row("FLOPs, G", lambda s: _unless_unknown(s.macs, lambda macs: f"{2e-9 * macs:.2f}"))
     row(
         "of the analytic count, %",
-        lambda s: _unless_unknown(s.macs, lambda macs: f"{100 * macs / s.analytic_macs:.1f}"),
+        lambda s: _unless_unknown(_share_percent(s), lambda share: f"{share:.1f}"),
     )
     for kind in program.COLLECTIVES:
         if any(step.collectives is None or kind in step.collectives for step in compiled):
@@ -134,3 +134,10 @@ def _exchanged(collectives: Mapping[str, Collective] | None, kind: str) -> str:
 
 def _unless_unknown(value: Any, cell: Callable[[Any], str]) -> str:
     return "unknown" if value is None else cell(value)
+
+
+def _share_percent(step: CompiledStep) -> float | None:
+    """What the program computes of what the architecture says."""
+    if step.macs is None or step.analytic_macs is None:
+        return None
+    return 100 * step.macs / step.analytic_macs

@@ -234,7 +234,8 @@ def evaluate_late(run: Run, phase: str, state: TrainState, plan: Plan) -> None:
     """
     n, step = int(state.phase_step), int(state.step)
     # What one host reads decides for all, which must evaluate together: its file may be stale.
-    if not plan.evaluates(n) or sharding.decided_by_main(run.writer.has("eval", step)):
+    lines = sharding.decided_by_main(run.writer.held("eval", step))
+    if not plan.evaluates(n) or lines >= len(scales_of(run.config, phase)):
         return
     summary = measure(run, phase, state)
     if plan.saves(n):
@@ -249,10 +250,14 @@ def measure(run: Run, phase: str, state: TrainState) -> pd.DataFrame:
     evaluated = evaluation.evaluate(
         _eval_step(config_lib.to_json(config), PHASES[phase].own_gates, run.mesh),
         state.eval_params, state.batch_stats, run.test_split, config,
-        config.eval.scales if PHASES[phase].own_gates else (1.0,),
-        config.eval.batch_size, progress=False, mesh=run.mesh,
+        scales_of(config, phase), config.eval.batch_size, progress=False, mesh=run.mesh,
     )  # fmt: skip
     return evaluation.summarize(evaluated)
+
+
+def scales_of(config: Config, phase: str) -> tuple[float, ...]:
+    """The S that a phase is evaluated at; a network that does not heed S is evaluated once."""
+    return config.eval.scales if config_lib.heeds_scale(config, phase) else (1.0,)
 
 
 def mean_top1(summary: pd.DataFrame) -> float:

@@ -11,7 +11,6 @@ from etils import epath
 from urnet_jax import config as config_lib
 from urnet_jax.config import Config
 from urnet_jax.errors import UserError, writable
-from urnet_jax.nets.architecture import Architecture
 from urnet_jax.runs import checkpoint, pretrained
 from urnet_jax.runs.meta import Meta
 from urnet_jax.train import state as state_lib
@@ -158,8 +157,10 @@ def check_init_from(config: Config, phase: str) -> None:
         )
 
 
-def _differences(asked: Architecture, held: Architecture, ignored: Iterable[str] = ()) -> str:
+def _differences(asked: Any, held: Any, ignored: Iterable[str] = ()) -> str:
     """For people: 'depth 14, not 8'; empty if they are the same."""
+    if type(asked) is not type(held):
+        return f"{asked.describe()}, not {held.describe()}"
     names = [field.name for field in dataclasses.fields(held) if field.name not in ignored]
     pairs = [(name, getattr(asked, name), getattr(held, name)) for name in names]
     return ", ".join(f"{name} {new}, not {old}" for name, new, old in pairs if new != old)

@@ -52,7 +52,7 @@ def make_train_step(
 
     Args:
       config: the run's.
-      phase: of `config.PHASES`.
+      phase: of `phases.PHASES`.
       steps_per_epoch: training steps of one epoch, for the schedules.
       mesh: the batch is split over its axis `data`, all else is on each of its devices; BatchNorm
         sees the global batch. By default everything stays where it is.

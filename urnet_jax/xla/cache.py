@@ -66,7 +66,7 @@ def _remove_old(folder: pathlib.Path) -> None:
     oldest = time.time() - 24 * 3600 * KEPT_DAYS
     for file in folder.iterdir():
         try:
-            if file.stat().st_mtime < oldest:
+            if file.is_file() and file.stat().st_mtime < oldest:
                 file.unlink()
-        except FileNotFoundError:  # Another process was faster.
+        except OSError:  # Another process was faster, or the file is another user's.
             pass

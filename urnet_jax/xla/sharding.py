@@ -203,6 +203,13 @@ def failing_together() -> Iterator[None]:
         raise UserError("Another process of this run cannot go on; it says why.")
 
 
+def listed_by_main(values: Sequence[int]) -> list[int]:
+    """Process 0's values, on all processes; all must call it."""
+    count = decided_by_main(len(values))
+    own = [*values, *[0] * count][:count]
+    return [decided_by_main(value) for value in own]
+
+
 def decided_by_main(value: int) -> int:
     """Process 0's value, on all processes; all must call it."""
     if jax.process_count() == 1:
