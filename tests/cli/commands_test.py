@@ -70,7 +70,7 @@ def run(script: str, *arguments: str, cwd: pathlib.Path) -> subprocess.Completed
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
 
 

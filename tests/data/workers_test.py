@@ -94,7 +94,7 @@ def test_workers_leave_signals_to_their_parent_and_leak_nothing(own, tmp_path, b
         for worker in workers(process.pid):
             os.kill(worker, signal.SIGTERM)
             os.kill(worker, signal.SIGINT)
-        _, errors = process.communicate("", timeout=60)
+        _, errors = process.communicate("", timeout=300)
     assert (process.returncode, errors) == (0, "")
 
 
@@ -102,7 +102,7 @@ def test_workers_leave_signals_to_their_parent_and_leak_nothing(own, tmp_path, b
 def test_an_image_that_cannot_be_decoded_leaks_nothing(own, tmp_path):
     prepare(tmp_path, "mydigits", {"train": 40}, files={7: b"no image"})
     with start(tmp_path, tmp_path, 5) as process:
-        _, errors = process.communicate("", timeout=60)
+        _, errors = process.communicate("", timeout=300)
     assert process.returncode == 1
     assert "cannot be decoded (it is in no format that PIL knows)" in errors
     assert "leaked" not in errors and "Exception ignored" not in errors

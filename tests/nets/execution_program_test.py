@@ -151,7 +151,7 @@ def test_an_unknown_execution_is_an_error_that_names_the_known_ones():
 
 def test_evaluate_refuses_an_unknown_execution(start, tmp_path):
     with start("evaluate.py", "--workdir=run", "--execution=nonsense", cwd=tmp_path) as process:
-        printed, errors = process.communicate(timeout=60)
+        printed, errors = process.communicate(timeout=300)
     known = "|".join(EXECUTIONS)
     expected = f"error: --execution is 'nonsense'; value should be one of <{known}>.\n"
     assert (process.returncode, printed, errors) == (2, "", expected)

@@ -230,7 +230,8 @@ def evaluate_late(run: Run, phase: str, state: TrainState, plan: Plan) -> None:
     """Makes the evaluation that a run left out which was stopped at this very step.
 
     Its checkpoint is given the score that it would have been saved with. One that only the stop
-    made is given none: `--step=best` chooses from the same checkpoints as without the stop.
+    made is given none: `--step=best` chooses from the same checkpoints as without the stop, but
+    that it takes one of the `checkpoint.keep` places until later ones push it out.
     """
     n, step = int(state.phase_step), int(state.step)
     # What one host reads decides for all, which must evaluate together: its file may be stale.
