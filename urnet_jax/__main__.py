@@ -20,7 +20,7 @@ def main() -> None:
     if name not in COMMANDS:
         print(f"error: {name!r} is not a command.\n\n{_usage()}", file=sys.stderr)
         sys.exit(2)
-    sys.argv = [f"{sys.argv[0]} {name}", *rest]
+    sys.argv = [f"urnet {name}", *rest]
     importlib.import_module(f"urnet_jax.cli.{name}").main()
 
 

@@ -15,6 +15,10 @@ class UserError(ValueError):
         return [f"error: {self}"]
 
 
+class MissingCode(UserError):
+    """Code of the user's own that is not to be found, though what needs it is whole."""
+
+
 class Stopped(Exception):
     """A run was asked to stop and has saved where it is; the message says so."""
 

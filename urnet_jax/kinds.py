@@ -10,7 +10,7 @@ import importlib
 import typing
 from typing import Any, Literal
 
-from urnet_jax.errors import UserError
+from urnet_jax.errors import MissingCode, UserError
 from urnet_jax.fields import FIELDS, Field
 
 KINDS = {"resnet": "urnet_jax.nets.architecture:Architecture"}
@@ -28,12 +28,16 @@ def description(kind: str) -> Any:
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise UserError(
+        raise MissingCode(
             f"model.kind is {kind!r}, which cannot be found ({error}); expected one of "
-            f"{', '.join(KINDS)}, or a class of your own, named as 'package.module:Class'."
+            f"{', '.join(KINDS)}, or a class of your own, named as 'package.module:Class', whose "
+            "module is on PYTHONPATH."
         ) from error
     if not dataclasses.is_dataclass(found):
-        raise UserError(f"model.kind is {kind!r}, which is no dataclass that describes networks.")
+        raise UserError(
+            f"model.kind is {kind!r}, which is no dataclass that describes networks; "
+            "docs/networks.md says what one has."
+        )
     return found
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ from urnet_jax.evaluate import evaluation, files, inspection
 from urnet_jax.nets import network
 from urnet_jax.nets.contract import Description
 from urnet_jax.nets.cost import macs_per_sample
+from urnet_jax.nets.mode import Build
 from urnet_jax.runs import pretrained
 from urnet_jax.runs.load import load_network
 from urnet_jax.train import loop
@@ -189,6 +191,22 @@ def test_another_kind_in_a_workdir_is_one_sentence(workdir, tiny):
         "gated ResNet-8 (cifar, width 16, shortcut A) for 10 classes at 8 px, not toy of 2"
         in str(error.value)
     )
+
+
+def test_a_run_whose_kind_is_not_there_is_not_called_damaged(workdir, start, tmp_path):
+    shutil.copytree(workdir, tmp_path / "run")
+    with start("evaluate.py", "--workdir=run", cwd=tmp_path) as process:
+        _, errors = process.communicate()
+    assert process.returncode == 2
+    assert errors.startswith(f"error: model.kind is '{KIND}', which cannot be found")
+    assert "damaged" not in errors and (tmp_path / "run" / "checkpoints" / "29").is_dir()
+
+
+def test_a_network_class_that_is_not_there_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(Toy, "network", "nowhere:Network")
+    toy: Any = Toy(10, 8, 1)
+    with pytest.raises(UserError, match="names 'nowhere:Network', which cannot be found"):
+        network.make(toy, Build(), jax.random.key(0))
 
 
 def test_a_field_that_no_config_can_hold_is_one_sentence():

@@ -188,7 +188,8 @@ def test_a_host_that_reads_stale_metrics_does_not_evaluate_alone(tmp_path):
         (tmp_path / folder).mkdir()
     (tmp_path / "run" / "config.json").write_text(config_lib.to_json(config))
     with contextlib.closing(MetricWriter(tmp_path / "run")) as writer:
-        writer.write("eval", STEPS, {"phase": "joint"})
+        for scale in config.eval.scales:
+            writer.write("eval", STEPS, {"phase": "joint", "scale": scale})
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     command = [sys.executable, "-c", STALE, free_address()]
     processes = [

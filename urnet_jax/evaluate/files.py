@@ -42,7 +42,7 @@ def describe(evaluation: Evaluation, meta: Mapping[str, Any]) -> dict[str, Any]:
         **meta,
         "architecture": evaluation.arch.describe(),
         "scales": evaluation.scales,
-        "command": shlex.join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([*pathlib.Path(sys.argv[0]).name.split(), *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "device": {
             "platform": device.platform,

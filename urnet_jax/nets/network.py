@@ -9,6 +9,7 @@ from flax import nnx, traverse_util
 from jaxtyping import Array, Float
 
 from urnet_jax import streams
+from urnet_jax.errors import MissingCode
 from urnet_jax.nets.contract import Description, GateInputs, GateParam, GateStat, Output
 from urnet_jax.nets.mode import Build, Mode
 from urnet_jax.nets.tasks import Task
@@ -19,9 +20,15 @@ Path = tuple[str, ...]
 
 
 def found(name: str) -> Any:
-    """What is called "package.module:Name"."""
-    module, attribute = name.split(":")
-    return getattr(importlib.import_module(module), attribute)
+    """What is called "package.module:Name"; a UserError if there is no such thing."""
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise MissingCode(
+            f"A network's description names {name!r}, which cannot be found ({error}): name its "
+            "class as 'package.module:Class'."
+        ) from error
 
 
 def task(arch: Description) -> Task:

@@ -16,7 +16,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from urnet_jax.errors import UserError, writable
+from urnet_jax.errors import MissingCode, UserError, writable
 from urnet_jax.runs import checksums
 from urnet_jax.runs.meta import Meta, Score
 from urnet_jax.runs.retention import kept_steps, newest_and_best
@@ -186,6 +186,8 @@ def read_meta(workdir: epath.PathLike, step: int) -> Meta:
     folder = _folder(workdir) / str(step)
     try:
         return Meta.from_json(json.loads((folder / _META).read_text()))
+    except MissingCode:
+        raise
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise damaged(folder, error) from error
 
@@ -233,6 +235,8 @@ def find_whole(workdir: epath.PathLike) -> tuple[Meta | None, dict[int, UserErro
         try:
             check_files(workdir, step)
             return read_meta(workdir, step), errors
+        except MissingCode:
+            raise
         except UserError as error:
             errors[step] = error
     if errors:
