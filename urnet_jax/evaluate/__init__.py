@@ -1,1 +1,5 @@
-"""What measures networks and shows what they do."""
+"""What measures networks and shows what they do.
+
+For applications: `inspection.load` and all that `inspection` names, `files.evaluate_workdir`,
+`evaluation.summarize`, `table.print_table`.
+"""

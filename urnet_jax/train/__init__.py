@@ -1,1 +1,4 @@
-"""What moves weights."""
+"""What moves weights.
+
+For applications: `loop.train_and_evaluate`.
+"""

@@ -1,1 +1,4 @@
-"""Devices and the compiler."""
+"""Devices and the compiler.
+
+For applications: `compilation.compiler_options`, `sharding.make_mesh`, `cache.keep_compiled`.
+"""
