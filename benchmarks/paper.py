@@ -289,9 +289,7 @@ def _run(script: str, *arguments: str, deadline: float) -> None:
 
 def _device() -> dict[str, Any]:
     """`results.describe_device` of another process: this one must leave the accelerator alone."""
-    code = (
-        "import json; from benchmarks.results import describe_device as d; print(json.dumps(d()))"
-    )
+    code = "import json; from benchmarks.results import *; print(json.dumps(describe_device()))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
