@@ -81,9 +81,8 @@ def write(
     record, summary, arch = describe(evaluation, meta), summarize(evaluation), evaluation.arch
     # The logits are for inspection: as many floats as there are gates, which are bits.
     names = {field.name for field in dataclasses.fields(evaluation)} - {"arch", "gate_logits"}
-    arrays = {name: getattr(evaluation, name) for name in sorted(names)} | {
-        "correct": evaluation.right
-    }
+    arrays: dict[str, Any] = {name: getattr(evaluation, name) for name in sorted(names)}
+    arrays["correct"] = evaluation.right
     samples = io.BytesIO()
     np.savez_compressed(samples, **arrays)
     plain = meta.get("plain_top1_percent")
