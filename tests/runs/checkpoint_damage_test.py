@@ -127,7 +127,13 @@ def remove_state(newest):
     shutil.rmtree(newest / "state")
 
 
-@pytest.mark.parametrize("damage", [truncate_largest, remove_state])
+def truncate_all_arrays(newest):
+    """One file might hold nothing but the optimiser's state, which a network does without."""
+    for file in (newest / "state").glob("**/d/*"):
+        file.write_bytes(file.read_bytes()[:100])
+
+
+@pytest.mark.parametrize("damage", [truncate_all_arrays, remove_state])
 def test_a_damaged_state_is_one_sentence_without_checksums_too(damage, workdir, newest):
     (newest / "checksums.json").unlink()
     damage(newest)
