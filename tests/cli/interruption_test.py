@@ -14,7 +14,7 @@ SENTENCE = (
 )
 # JAX has such callbacks: what they raise is printed and forgotten, and the program goes on.
 LOST = """
-import gc, os, signal, sys, threading
+import signal, sys, threading
 from urnet_jax.cli.interruption import end_at_once_on_ctrl_c
 
 if "--safe" in sys.argv:
@@ -23,7 +23,7 @@ print("so far")
 
 class Collected:
     def __del__(self):
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # Not kill: on a busy machine that comes too late.
         threading.Event().wait(0.01)
 
 Collected()
