@@ -17,13 +17,15 @@ LOST = """
 import signal, sys, threading
 from urnet_jax.cli.interruption import end_at_once_on_ctrl_c
 
+# What a shell starts in the background ignores Ctrl-C, and so do the tests that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 if "--safe" in sys.argv:
     end_at_once_on_ctrl_c("It ends here.")
 print("so far")
 
 class Collected:
     def __del__(self):
-        signal.raise_signal(signal.SIGINT)  # Not kill: on a busy machine that comes too late.
+        signal.raise_signal(signal.SIGINT)
         threading.Event().wait(0.01)
 
 Collected()
