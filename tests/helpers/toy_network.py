@@ -13,7 +13,7 @@ from flax import nnx
 from urnet_jax.nets.contract import GateInputs, Output, mark_as_gate
 from urnet_jax.nets.cost import Convolution, Linear
 from urnet_jax.nets.execution import choose, run_gated
-from urnet_jax.nets.gates import pool
+from urnet_jax.nets.layers import pool
 from urnet_jax.nets.mode import Build, Mode
 
 AUX_WEIGHT = 0.01

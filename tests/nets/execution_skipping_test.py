@@ -21,7 +21,7 @@ from helpers.execution_networks import (
 from urnet_jax.nets import execution
 from urnet_jax.nets.blocks import Block
 from urnet_jax.nets.contract import GateInputs
-from urnet_jax.nets.gates import pool
+from urnet_jax.nets.layers import pool
 from urnet_jax.nets.mode import Build, Execution, Mode
 
 

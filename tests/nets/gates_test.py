@@ -10,8 +10,8 @@ from urnet_jax.nets.gates import (
     draw_kept,
     draw_noise,
     draw_sigmoid,
-    pool,
 )
+from urnet_jax.nets.layers import pool
 
 LOGITS = jnp.array([-30.0, -1.0, -1e-6, -0.0, 0.0, 1e-6, 2.0, 30.0])
 BATCH, BLOCKS = 2000, 5

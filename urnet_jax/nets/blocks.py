@@ -14,41 +14,11 @@ from jaxtyping import Array, Float
 
 from urnet_jax.nets.architecture import Architecture, StageSpec
 from urnet_jax.nets.contract import Features, GateInputs, Summary
-from urnet_jax.nets.cost import Convolution
 from urnet_jax.nets.execution import GatesAndLogits, run_gated
-from urnet_jax.nets.gates import ConditionalGate, pool
+from urnet_jax.nets.gates import ConditionalGate
+from urnet_jax.nets.layers import conv, norm, pool, running
 from urnet_jax.nets.mode import Build, Mode
-from urnet_jax.xla.convolution import conv_general_dilated
-
-
-def conv(spec: Convolution, build: Build, rngs: nnx.Rngs) -> nnx.Conv:
-    """A convolution as He et al. have it: no bias, initial weights scaled by its fan-out."""
-    # Explicit padding: `SAME` would pad strided convolutions on one side only, unlike He et al.
-    return nnx.Conv(
-        spec.inputs,
-        spec.outputs,
-        kernel_size=(spec.kernel, spec.kernel),
-        strides=spec.stride,
-        padding=[(spec.kernel // 2, spec.kernel // 2)] * 2,
-        use_bias=False,
-        dtype=jnp.dtype(build.dtype),
-        precision=build.precision,
-        kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
-        conv_general_dilated=conv_general_dilated,
-        rngs=rngs,
-    )
-
-
-def norm(channels: int, build: Build, rngs: nnx.Rngs) -> nnx.BatchNorm:
-    """BatchNorm with PyTorch's constants."""
-    return nnx.BatchNorm(
-        channels, momentum=0.9, epsilon=1e-5, dtype=jnp.dtype(build.dtype), rngs=rngs
-    )
-
-
-def running(mode: Mode) -> bool:
-    """Whether BatchNorm beside the gates normalises with its running statistics."""
-    return mode.batch_norm == "running"
+from urnet_jax.xla.fusion import add_relu
 
 
 class Block(nnx.Module):
@@ -84,12 +54,11 @@ class Block(nnx.Module):
 
     def residual(self, x: Features, mask: Float[Array, "B 1"], mode: Mode) -> Features:
         """Gate * F(X)."""
-        weight = mask[:, None, None, :].astype(x.dtype)
-        for i in range(1, self.num_convs + 1):
+        for i in range(1, self.num_convs):
             x = getattr(self, f"conv{i}")(x)
-            x = getattr(self, f"bn{i}")(x, use_running_average=running(mode))
-            x = nnx.relu(x) if i < self.num_convs else x
-        return weight * x
+            x = nnx.relu(getattr(self, f"bn{i}")(x, running(mode)))
+        x = getattr(self, f"conv{self.num_convs}")(x)
+        return getattr(self, f"bn{self.num_convs}")(x, running(mode), weight=mask)
 
     def shortcut(self, x: Features, mode: Mode) -> Features:
         """X, or X brought to the block's output shape."""
@@ -107,7 +76,7 @@ class Block(nnx.Module):
 
     def merge(self, shortcut: Features, residual: Features | Float[Array, ""]) -> Features:
         """ReLU of the sum."""
-        return nnx.relu(shortcut + residual)
+        return add_relu(shortcut, jnp.broadcast_to(residual, shortcut.shape))
 
     def summary(self, x: Features) -> Summary:
         """Means over positions."""

@@ -14,11 +14,6 @@ from urnet_jax.nets.mode import Mode
 GateDraw = Literal["gate", "sample", "step"]
 
 
-def pool(features: Float[Array, "B H W C"]) -> Float[Array, "B C"]:
-    """Global average pool: means over positions, in float32 whatever the features' dtype."""
-    return jnp.mean(features, axis=(1, 2), dtype=jnp.float32)
-
-
 class ConditionalGate(nnx.Module):
     """Scores one unit from the features that enter it and the scale S.
 

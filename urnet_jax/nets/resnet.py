@@ -12,10 +12,11 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from urnet_jax.nets.architecture import Architecture
-from urnet_jax.nets.blocks import Stage, conv, norm, running
+from urnet_jax.nets.blocks import Stage
 from urnet_jax.nets.contract import Features, GateInputs, Output
 from urnet_jax.nets.execution import choose
-from urnet_jax.nets.gates import ExternalGates, decide, pool
+from urnet_jax.nets.gates import ExternalGates, decide
+from urnet_jax.nets.layers import conv, norm, pool, running
 from urnet_jax.nets.mode import Build, Mode
 
 
