@@ -38,9 +38,7 @@ def test_the_norm_is_flaxs(dtype, statistics):
     running = statistics == "running"
     found, expected = (layer(x, use_running_average=running) for layer in (ours, flaxs))
     assert found.dtype == jnp.dtype(dtype)
-    tolerance = 1e-5 if dtype == "float32" else 0.02
-    np.testing.assert_allclose(
-        *(np.asarray(y, np.float32) for y in (found, expected)), atol=tolerance
-    )
+    exact, tolerance = np.asarray(expected, np.float32), 1e-5 if dtype == "float32" else 0.02
+    np.testing.assert_allclose(np.asarray(found, np.float32), exact, atol=tolerance)
     for name in ("mean", "var"):
         np.testing.assert_allclose(getattr(ours, name)[...], getattr(flaxs, name)[...], rtol=1e-5)

@@ -98,11 +98,10 @@ def test_closed_gates_are_exactly_the_shortcut_path(name: str, train: bool):
     np.testing.assert_array_equal(gates, zeros)
     # What a residual function computes does not matter in the least.
     graph, params, stats = network(arch)
-    other = {name: tree for name, tree in params.items()}
-    for name in [name for name in params if name.startswith("stage")]:
-        flat = traverse_util.flatten_dict(params[name])
-        changed = {path: 2 * x if path[1].startswith("conv") else x for path, x in flat.items()}
-        other[name] = traverse_util.unflatten_dict(changed)
+    flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(params)
+    for path in [path for path in flat if path[0] != "conv1" and path[-2].startswith("conv")]:
+        flat[path] = 2 * flat[path]
+    other = traverse_util.unflatten_dict(flat)
     changed = eager((graph, other, stats), images, scale, zeros, train)
     np.testing.assert_array_equal(changed[0], logits)
     assert np.ptp(np.asarray(logits), axis=0).min() > 0  # the images do reach the head
