@@ -39,6 +39,9 @@ def get_config() -> ml_collections.ConfigDict:
     model.gated = True  # False: the plain network
     model.gate_network = "block"  # block: a gate on every block; external: a ResNet-8 for all
     model.gate_reduction = 2  # r: the gate's hidden layer has C / r units
+    # a: adds a (S - r) to a gate's logit, where r rises along a fixed order of the blocks, so that
+    # S is the share of FLOPs before gates learn anything (scale.of = "flops"); 0: no such prior.
+    model.gate_prior = 0.0
     model.gate_bias = 0.5  # initial bias of the gate's logit; positive: gates begin open
     model.scan = "auto"  # blocks of a stage in training: loop, unroll, or auto (unroll on CPU)
 
@@ -57,6 +60,7 @@ def get_config() -> ml_collections.ConfigDict:
     gate.random_drop = "never"
 
     config.scale = scale = ml_collections.ConfigDict()
+    scale.of = "blocks"  # what S is a share of: blocks, or flops
     # S is drawn uniformly from [min, max] in training; what is drawn above 1 is 1. The network is
     # to be used from 0.2 to 1, and meets both ends if it is also asked for what lies behind them.
     scale.min = 0.1
@@ -64,9 +68,12 @@ def get_config() -> ml_collections.ConfigDict:
     # Per sample, per group, or per step. A batch has eight groups; one whose size is no multiple of
     # eight has as many as divide it, of 1, 2, 4.
     scale.draw = "group"
-    scale.schedule = "ranged"  # any S; or fixed: one, to which S falls from 1 along a cosine
+    # ranged: any S; anchors: near a few; fixed: one, to which S falls from 1 along a cosine.
+    scale.schedule = "ranged"
     scale.fixed = 1.0  # that S
     scale.noise = 0.1  # standard deviation about it on the way
+    scale.anchors = ()  # those few S
+    scale.jitter = 0.0  # S lies within so much of one
     # Held to S: each sample's usage, or a group's (of one S) mean, which can meet an S that is no
     # number of whole blocks.
     scale.loss = "group"
@@ -76,6 +83,20 @@ def get_config() -> ml_collections.ConfigDict:
     # Weight of the scale loss (equation 5); the paper takes 2. Where the two losses balance, usage
     # lies above S by the cross entropy's gradient over 2 beta.
     scale.beta = 32.0
+    # Dual ascent in its place, or beside it: each anchor has a multiplier, which rises by so much
+    # times what is used beyond S, until nothing is. 0: none.
+    scale.dual_rate = 0.0
+    # Weight of the distance of each block's openings from the prior's; it falls to 0 over the first
+    # third of the training of gates, so that no block closes early for good.
+    scale.guard = 0.0
+
+    # With a weight above 0 each step runs the network twice, whole and resized: the whole one
+    # learns from the labels, the resized one from the whole one's answers.
+    config.distill = distill = ml_collections.ConfigDict()
+    distill.weight = 0.0  # of the KL divergence between the two; 0: one pass, resized, from labels
+    distill.temperature = 2.0  # that softens both
+    distill.cross_entropy = 1.0  # weight of the labels for the resized network, at first
+    distill.fades_by = 0.0  # share of the training of gates after which that is 0; 0: it stays
 
     # The three phases run one after another; a phase of 0 epochs is left out.
     config.pretrain = phase(epochs=25.0, learning_rate=0.1)  # plain network: S ignored, gates 1

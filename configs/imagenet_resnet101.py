@@ -46,6 +46,9 @@ def get_config() -> ml_collections.ConfigDict:
     model.gated = True  # False: the plain network
     model.gate_network = "block"  # block: a gate on every block; external: a ResNet-8 for all
     model.gate_reduction = 16  # r: the gate's hidden layer has C / r units
+    # a: adds a (S - r) to a gate's logit, where r rises along a fixed order of the blocks, so that
+    # S is the share of FLOPs before gates learn anything (scale.of = "flops"); 0: no such prior.
+    model.gate_prior = 0.0
     model.gate_bias = 0.5  # initial bias of the gate's logit; positive: gates begin open
     model.scan = "auto"  # blocks of a stage in training: loop, unroll, or auto (unroll on CPU)
 
@@ -62,17 +65,35 @@ def get_config() -> ml_collections.ConfigDict:
     gate.random_drop = "never"
 
     config.scale = scale = ml_collections.ConfigDict()
+    scale.of = "blocks"  # what S is a share of: blocks, or flops
     scale.min = 0.2  # S is drawn uniformly from [min, max] in training
     scale.max = 1.0  # up to 2; what is drawn above 1 is 1
     scale.draw = "step"  # per sample, per group (eight of a batch), or per step (the paper)
-    scale.schedule = "ranged"  # any S; or fixed: one, to which S falls from 1 along a cosine
+    # ranged: any S; anchors: near a few; fixed: one, to which S falls from 1 along a cosine.
+    scale.schedule = "ranged"
     scale.fixed = 1.0  # that S
     scale.noise = 0.1  # standard deviation about it on the way
+    scale.anchors = ()  # those few S
+    scale.jitter = 0.0  # S lies within so much of one
     scale.loss = "sample"  # held to S: each sample's usage, or a group's (of one S) mean
     # Usage, for that loss: gates as they are in training, or as steps (gradient of sigmoids), which
     # are the gates of the test.
     scale.usage = "gate"
     scale.beta = 4.0  # weight of the scale loss (equation 5)
+    # Dual ascent in its place, or beside it: each anchor has a multiplier, which rises by so much
+    # times what is used beyond S, until nothing is. 0: none.
+    scale.dual_rate = 0.0
+    # Weight of the distance of each block's openings from the prior's; it falls to 0 over the first
+    # third of the training of gates, so that no block closes early for good.
+    scale.guard = 0.0
+
+    # With a weight above 0 each step runs the network twice, whole and resized: the whole one
+    # learns from the labels, the resized one from the whole one's answers.
+    config.distill = distill = ml_collections.ConfigDict()
+    distill.weight = 0.0  # of the KL divergence between the two; 0: one pass, resized, from labels
+    distill.temperature = 2.0  # that softens both
+    distill.cross_entropy = 1.0  # weight of the labels for the resized network, at first
+    distill.fades_by = 0.0  # share of the training of gates after which that is 0; 0: it stays
 
     # The three phases run one after another; a phase of 0 epochs is left out.
     config.pretrain = pretrain(epochs=90.0)  # plain network: S ignored, gates 1

@@ -76,10 +76,33 @@ def validate(config: Config) -> None:
     sources.check_augmentation(config.data)
     if gated:
         _check_groups(config)
+        _check_anchors(config)
     if gated and config.gate.random_drop != "never" and config.scale.beta > 0:
         raise UserError(
             f"gate.random_drop is {config.gate.random_drop!r}, and gates then only weigh what it "
             "leaves: set scale.beta to 0, or model.gated to False for a network without gates."
+        )
+
+
+def _check_anchors(config: Config) -> None:
+    """Refuses a controller without anchors, and anchors that are none."""
+    section, arch = config.scale, architecture(config)
+    if section.schedule == "anchors" and not section.anchors:
+        raise UserError("scale.schedule is 'anchors', and scale.anchors has none: name some S.")
+    if section.dual_rate and section.schedule != "anchors":
+        raise UserError(
+            f"scale.dual_rate is {section.dual_rate}, and scale.schedule {section.schedule!r}: a "
+            "multiplier belongs to an anchor; set scale.schedule to 'anchors', or the rate to 0."
+        )
+    if section.guard and not getattr(arch, "gate_prior", 0):
+        raise UserError(
+            f"scale.guard is {section.guard}, and there is no prior to hold blocks to: set "
+            "model.gate_prior above 0, or scale.guard to 0."
+        )
+    if getattr(arch, "gate_prior", 0) and section.of != "flops":
+        raise UserError(
+            f"model.gate_prior is {arch.gate_prior}, which makes S a share of FLOPs, and scale.of "
+            f"is {section.of!r}: set it to 'flops', or the prior to 0."
         )
 
 

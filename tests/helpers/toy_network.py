@@ -38,6 +38,11 @@ class ToyCost:
         first, both = pairs[:, :, 0].sum(axis=1), pairs.all(axis=2).sum(axis=1)
         return self.always_macs + (first + both) * self.conv_macs
 
+    def share(self, gates: Any) -> Any:
+        pairs = gates.reshape(len(gates), self.units, 2)
+        used = pairs[:, :, 0].sum(axis=1) + pairs.prod(axis=2).sum(axis=1)
+        return (self.always_macs + used * self.conv_macs) / self.full_macs
+
 
 @dataclasses.dataclass(frozen=True)
 class Toy:

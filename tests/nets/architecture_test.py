@@ -1,5 +1,6 @@
 import dataclasses
 
+import numpy as np
 import pytest
 
 from urnet_jax.nets.architecture import IMAGENET_BLOCKS, Architecture, StageSpec
@@ -113,3 +114,21 @@ def test_describe_names_what_tells_networks_apart():
 def test_architectures_compare_and_hash_by_value():
     assert dataclasses.replace(RESNET20) == RESNET20
     assert len({RESNET20, dataclasses.replace(RESNET20), RESNET50}) == 2
+
+
+def test_blocks_open_in_an_order_in_which_s_is_the_share_of_flops():
+    arch = Architecture("cifar", 20, num_classes=10, image_size=32, gate_prior=20.0)
+    order = np.argsort(arch.opens_at)
+    # Those that change shape, the first of stage 1, then one of each stage from the last one on.
+    np.testing.assert_array_equal(order + 1, [4, 7, 1, 8, 5, 2, 9, 6, 3])
+    shares = arch.cost.unit_macs[order] / arch.cost.full_macs
+    before = arch.cost.always_macs / arch.cost.full_macs + np.cumsum(shares) - shares
+    np.testing.assert_allclose(np.array(arch.opens_at)[order], before + shares / 2)
+    assert min(arch.opens_at) > 0 and max(arch.opens_at) < 1
+
+
+def test_every_block_has_its_place_in_the_order():
+    arch = Architecture("imagenet", 50, 10, 64, width=16, shortcut="B", gate_prior=5.0)
+    assert len(set(arch.opens_at)) == arch.num_blocks == 16
+    entries = [0, 3, 7, 13]  # the first block of stage 1 changes shape, too
+    assert sorted(np.argsort(arch.opens_at)[:4]) == entries

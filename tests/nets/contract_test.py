@@ -101,6 +101,8 @@ def test_its_cost_is_its_own():
     np.testing.assert_array_equal(macs_per_sample(arch, gates), macs_by_hand(arch, gates))
     in_jax = jax.jit(lambda gates: macs_per_sample(arch, gates))(gates)
     np.testing.assert_array_equal(in_jax, macs_by_hand(arch, gates))
+    shares = np.array(macs_by_hand(arch, gates)) / arch.cost.full_macs
+    np.testing.assert_allclose(arch.cost.share(gates), shares, rtol=1e-5)
 
 
 def test_inspection_shows_it(workdir):

@@ -167,6 +167,20 @@ def test_all_on_and_all_off(arch):
     np.testing.assert_allclose(traced, [whole, least], rtol=1e-6)
 
 
+def test_the_share_for_losses_is_that_of_the_count_and_straight_between():
+    arch = cifar(14)
+    rng = np.random.default_rng(0)
+    gates = rng.integers(0, 2, (20, 6)).astype(np.float32)
+    counted = macs_per_sample(arch, gates) / arch.cost.full_macs
+    np.testing.assert_allclose(arch.cost.share(jnp.asarray(gates)), counted, rtol=1e-6)
+    np.testing.assert_allclose(arch.cost.share(gates), counted, rtol=1e-6)
+    half = arch.cost.share(jnp.full((1, 6), 0.5))
+    both = arch.cost.share(jnp.array([[0.0] * 6, [1.0] * 6]))
+    np.testing.assert_allclose(half, both.mean(keepdims=True), rtol=1e-6)
+    slope = jax.grad(lambda g: arch.cost.share(g).sum())(jnp.full((1, 6), 0.5))
+    np.testing.assert_allclose(slope[0], arch.cost.unit_macs / arch.cost.full_macs, rtol=1e-6)
+
+
 NINE_GATES = hnp.arrays(np.float32, (4, 9), elements=st.sampled_from([0.0, 0.25, 1.0]))
 
 

@@ -21,6 +21,16 @@ def test_cross_entropy_of_half_precision_logits_is_float32():
     np.testing.assert_allclose(loss, [math.log(1 + math.e)], rtol=1e-6)
 
 
+def test_distance_from_a_teacher_by_hand():
+    # Softened by 2: e^(ln 9 / 2) = 3 and 1, so 3/4 and 1/4; the other says 1/2 and 1/2.
+    teacher, said = jnp.array([[math.log(9.0), 0.0]]), jnp.array([[5.0, 5.0]])
+    divergence = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+    found = TASK.distance(said, teacher, 2.0)
+    np.testing.assert_allclose(found, [4 * divergence], rtol=1e-6)
+    np.testing.assert_allclose(TASK.distance(teacher, teacher + 3, 2.0), [0], atol=1e-6)
+    assert TASK.distance(said.astype(jnp.bfloat16), teacher, 2.0).dtype == jnp.float32
+
+
 def test_the_answer_is_the_likeliest_class():
     logits, labels = jnp.array([[0.0, 2.0, 1.0], [3.0, 0.0, 0.0]]), jnp.array([1, 2])
     np.testing.assert_array_equal(TASK.answer(logits), [1, 0])

@@ -4,7 +4,7 @@ import pytest
 
 from helpers.steps_runs import small_config
 from urnet_jax.config import num_groups
-from urnet_jax.train.draws import annealed_scale, draw_scale
+from urnet_jax.train.draws import anchored_scale, annealed_scale, draw_scale
 
 KEY = jax.random.key(0)
 
@@ -76,3 +76,34 @@ def test_the_key_decides():
     first, again, other = (draw_scale(jax.random.key(n), 0.0, 1.0, 8, 8) for n in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert not np.any(np.asarray(first) == np.asarray(other))
+
+
+def test_every_anchor_is_asked_for_as_often():
+    anchors = (0.2, 0.5, 0.9)
+    scales = jax.vmap(lambda key: anchored_scale(key, anchors, 0.0, 8, 16))(
+        jax.random.split(KEY, 600)
+    )
+    by_group = np.asarray(scales).reshape(600, 8, 2)
+    np.testing.assert_array_equal(by_group[..., 0], by_group[..., 1])
+    values, counts = np.unique(by_group[..., 0], return_counts=True)
+    np.testing.assert_allclose(values, anchors, rtol=1e-6)
+    # Each step has every anchor twice or thrice; which has three is drawn anew.
+    per_step = np.stack([(by_group[..., 0] == value).sum(axis=1) for value in values])
+    assert set(np.unique(per_step)) == {2, 3}
+    assert np.all(np.abs(counts / counts.sum() - 1 / 3) < 0.05)
+
+
+def test_more_anchors_than_groups_take_turns():
+    anchors = tuple(np.linspace(0.1, 1.0, 10))
+    scales = jax.vmap(lambda key: anchored_scale(key, anchors, 0.0, 1, 4))(
+        jax.random.split(KEY, 2000)
+    )
+    counts = np.unique(np.asarray(scales)[:, 0], return_counts=True)[1]
+    assert len(counts) == 10 and counts.min() > 130
+
+
+def test_jitter_stays_near_its_anchor_and_in_range():
+    scale = np.asarray(anchored_scale(KEY, (0.01, 0.5, 1.0), 0.05, 3000, 3000))
+    assert scale.min() == 0 and scale.max() == 1
+    distance = np.abs(scale[:, None] - np.array([0.01, 0.5, 1.0])).min(axis=1)
+    assert 0.045 < distance.max() <= 0.05 + 1e-6

@@ -12,6 +12,8 @@ def step(correct: list[float], loss: float) -> TrainMetrics:
         loss=jnp.array(loss),
         task_loss=per_sample + 1,
         aux_loss=jnp.array(loss / 4),
+        distill_loss=per_sample + 2,
+        correct_whole=1 - per_sample,
         scale_loss=jnp.array(loss / 2),
         correct=per_sample,
         usage=per_sample / 4,
@@ -28,6 +30,8 @@ def test_merged_steps_are_means_over_all_samples():
             "top1": 3 / 6,  # of samples, not of steps: (3/4 + 0) / 2 would be 3/8
             "task_loss": 9 / 6,
             "aux_loss": 5 / 8,
+            "distill_loss": 15 / 6,
+            "top1_whole": 3 / 6,
             "usage": 3 / 24,
             "scale": 3 / 12,
             "loss": 5 / 2,  # a step has one loss

@@ -15,6 +15,8 @@ def step_metrics(loss: float, correct: list[float]) -> TrainMetrics:
         loss=jnp.float32(loss),
         task_loss=jnp.array([loss, loss]),
         aux_loss=jnp.array(0.0),
+        distill_loss=jnp.array(0.0),
+        correct_whole=jnp.array(correct),
         scale_loss=jnp.float32(0.0),
         correct=jnp.array(correct),
         usage=jnp.array([0.5, 1.0]),

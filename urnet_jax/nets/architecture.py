@@ -89,6 +89,8 @@ class Architecture:
         a ResNet-8 beside the network sees the image and S and sets all gates at once (the paper's
         comparison); of the `cifar` family only.
       gate_reduction: a gate's hidden layer has channels / gate_reduction units.
+      gate_prior: a, which adds a * (S - r) to the logits of each gate, r being where its block
+        opens by `opens_at`: before anything is learned S is then the share of FLOPs. 0: no prior.
     """
 
     network: ClassVar[str] = "urnet_jax.nets.resnet:ResNet"
@@ -104,6 +106,7 @@ class Architecture:
     gated: bool = True
     gate_network: GateNetwork = "block"
     gate_reduction: int = 2
+    gate_prior: float = 0.0
 
     def __post_init__(self) -> None:
         if self.family not in ("cifar", "imagenet"):
@@ -174,6 +177,26 @@ class Architecture:
     def gate_groups(self) -> tuple[tuple[str, int], ...]:
         """The stages, in network order: what each is called, and its gates."""
         return tuple((f"stage {n}", s.num_blocks) for n, s in enumerate(self.stages, 1))
+
+    @functools.cached_property
+    def opens_at(self) -> tuple[float, ...]:
+        """The S at which each block opens by the prior alone, so that S is the share of FLOPs.
+
+        First come the blocks that change shape, then the first of the other stages, then one of
+        each stage in turn, from the last stage on. A block opens where S is nearer to the share
+        with it than to that without.
+        """
+        entries, places, start = [], [], 0
+        for n, stage in enumerate(self.stages):
+            entries.append((not stage.changes_shape, n, start))
+            places += [(i, -n, start + i) for i in range(1, stage.num_blocks)]
+            start += stage.num_blocks
+        share, opens = self.cost.always_macs / self.cost.full_macs, [0.0] * self.num_blocks
+        for *_, block in sorted(entries) + sorted(places):
+            own = int(self.cost.unit_macs[block]) / self.cost.full_macs
+            opens[block] = share + own / 2
+            share += own
+        return tuple(opens)
 
     @property
     def stem(self) -> Convolution:

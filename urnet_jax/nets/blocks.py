@@ -44,8 +44,9 @@ class Block(nnx.Module):
             self.downsample_bn = norm(self.outputs, build, rngs)
         if arch.gated and arch.gate_network == "block":
             self.gate = ConditionalGate(
-                self.inputs, reduction=arch.gate_reduction, bias=build.gate_bias, rngs=rngs
-            )
+                self.inputs, reduction=arch.gate_reduction, bias=build.gate_bias,
+                silent=arch.gate_prior > 0, rngs=rngs,
+            )  # fmt: skip
 
     @property
     def keeps_features(self) -> bool:

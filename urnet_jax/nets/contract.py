@@ -45,7 +45,8 @@ class GateInputs(NamedTuple):
     Attributes:
       scale: S in [0, 1], one per sample.
       sigmoid: where a gate is a sigmoid in place of a step, as `gates.draw_sigmoid` draws it.
-      noise: what is added to the gates' logits, as `gates.draw_noise` draws it.
+      noise: what is added to the gates' logits to decide them, as `gates.draw_noise` draws it.
+      offset: what is part of the logits, beside what a gate scores: a prior, a calibration.
       given: gates that are used in place of the network's own: 1 runs a unit, 0 skips it.
       kept: what gates are multiplied by, as `gates.draw_kept` draws it for random drop.
     """
@@ -53,8 +54,13 @@ class GateInputs(NamedTuple):
     scale: Float[Array, " B"]
     sigmoid: Bool[Array, "B G"] | None = None
     noise: Float[Array, "B G"] | None = None
+    offset: Float[Array, "B G"] | None = None
     given: Float[Array, "B G"] | None = None
     kept: Float[Array, "B G"] | None = None
+
+    def shifted(self, by: Float[Array, "B G"]) -> "GateInputs":
+        """With `by` added to the offset."""
+        return self._replace(offset=by if self.offset is None else self.offset + by)
 
     def columns(self, start: int, stop: int) -> "GateInputs":
         """Those of the gates from `start` to before `stop`; the scale stays."""

@@ -63,6 +63,13 @@ class Cost(Protocol):
         """Multiply-adds of each sample, [B], of its gates, [B, G]; see `macs_per_sample`."""
         ...
 
+    def share(self, gates: Any) -> Any:
+        """Those as a share of `full_macs`, for losses: differentiable, of gates from 0 to 1.
+
+        The same for gates of 0 and 1; one between is open with that probability.
+        """
+        ...
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class UnitCost:
@@ -98,6 +105,10 @@ class UnitCost:
         # A sum, not a matrix product, which accelerators round to bfloat16 or TF32.
         unit_macs = jnp.asarray(self.unit_macs.astype(np.float32))
         return float(self.always_macs) + jnp.where(gates > 0, unit_macs, 0.0).sum(axis=1)
+
+    def share(self, gates: Any) -> Any:
+        unit_shares = (self.unit_macs / self.full_macs).astype(np.float32)
+        return self.always_macs / self.full_macs + (gates * unit_shares).sum(axis=1)
 
 
 def macs_per_sample(arch: Any, gates: Num[np.ndarray | Any, "B G"]) -> Real[np.ndarray | Any, " B"]:

@@ -56,6 +56,7 @@ def run_gated(
     if inputs.given is None:
         seen = unit.summary(x) if summary is None else summary
         logits = unit.score(seen, inputs.scale)
+        logits = logits if inputs.offset is None else logits + inputs.offset
     gates = decide(logits, inputs, mode)
     if mode.execution != "dense":
         return *run_unit(unit, x, summary, gates, mode.execution), (gates, logits)

@@ -14,6 +14,11 @@ from urnet_jax.nets.mode import Mode
 GateDraw = Literal["gate", "sample", "step"]
 
 
+def last_layer_init(silent: bool) -> nnx.Initializer:
+    """The initial weights of a gate's last layer: zeros, or Flax's usual ones."""
+    return nnx.initializers.zeros if silent else nnx.initializers.lecun_normal()
+
+
 class ConditionalGate(nnx.Module):
     """Scores one unit from the features that enter it and the scale S.
 
@@ -21,13 +26,16 @@ class ConditionalGate(nnx.Module):
     -> linear to one logit (URNet, figure 2 and "Conditional Gating Module").
     """
 
-    def __init__(self, channels: int, *, reduction: int, bias: float, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, channels: int, *, reduction: int, bias: float, silent: bool = False, rngs: nnx.Rngs
+    ) -> None:
         """A gate over `channels` features.
 
         Args:
           channels: C, channels of the features that enter the unit.
           reduction: r; the hidden layer has C / r units.
           bias: initial bias of the logit. Positive: the gate begins open.
+          silent: the logit begins as the bias alone, so that a prior decides at first.
           rngs: of the initial weights.
         """
         first, last = gate_layers(channels, reduction)
@@ -35,8 +43,9 @@ class ConditionalGate(nnx.Module):
         # Whatever the network's precision is: the step is hard, and a rounded logit another gate.
         self.fc1 = nnx.Linear(*first, kernel_init=he_normal, precision="highest", rngs=rngs)
         self.fc2 = nnx.Linear(
-            *last, bias_init=nnx.initializers.constant(bias), precision="highest", rngs=rngs
-        )
+            *last, kernel_init=last_layer_init(silent),
+            bias_init=nnx.initializers.constant(bias), precision="highest", rngs=rngs,
+        )  # fmt: skip
         mark_as_gate(self)
 
     def __call__(
@@ -55,14 +64,15 @@ class ExternalGates(nnx.Module):
     """
 
     def __init__(
-        self, network: nnx.Module, hidden: int, num_gates: int, *, bias: float, rngs: nnx.Rngs
-    ) -> None:
-        """`network` gives `hidden` numbers for an image; `bias` is the logits' initial one."""
+        self, network: nnx.Module, hidden: int, num_gates: int, *, bias: float,
+        silent: bool = False, rngs: nnx.Rngs,
+    ) -> None:  # fmt: skip
+        """`network` gives `hidden` numbers for an image; the rest as in `ConditionalGate`."""
         self.network = network
         self.of_scale = nnx.Linear(1, hidden, use_bias=False, precision="highest", rngs=rngs)
         self.fc2 = nnx.Linear(
             hidden, num_gates, bias_init=nnx.initializers.constant(bias), precision="highest",
-            rngs=rngs,
+            kernel_init=last_layer_init(silent), rngs=rngs,
         )  # fmt: skip
         mark_as_gate(self)
 
@@ -74,6 +84,11 @@ class ExternalGates(nnx.Module):
         own = Mode(batch_norm=mode.gates_batch_norm, unroll=mode.unroll)
         seen = network(images, GateInputs(scale), own).prediction
         return self.fc2(nnx.relu(seen + self.of_scale(scale[:, None].astype(jnp.float32))))
+
+
+def prior(arch: Any, scale: Float[Array, " B"]) -> Float[Array, "B G"]:
+    """What a network's prior adds to its gates' logits: a * (S - r), see `Architecture`."""
+    return arch.gate_prior * (scale[:, None] - jnp.asarray(arch.opens_at, jnp.float32))
 
 
 def decide(

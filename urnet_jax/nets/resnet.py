@@ -15,7 +15,7 @@ from urnet_jax.nets.architecture import Architecture
 from urnet_jax.nets.blocks import Stage
 from urnet_jax.nets.contract import Features, GateInputs, Output
 from urnet_jax.nets.execution import choose
-from urnet_jax.nets.gates import ExternalGates, decide
+from urnet_jax.nets.gates import ExternalGates, decide, prior
 from urnet_jax.nets.layers import conv, norm, pool, running
 from urnet_jax.nets.mode import Build, Mode
 
@@ -34,8 +34,9 @@ class ResNet(nnx.Module):
         if beside := arch.external:
             network = ResNet(beside, build, rngs=rngs)
             self.gate = ExternalGates(
-                network, beside.num_classes, arch.num_gates, bias=build.gate_bias, rngs=rngs
-            )
+                network, beside.num_classes, arch.num_gates, bias=build.gate_bias,
+                silent=arch.gate_prior > 0, rngs=rngs,
+            )  # fmt: skip
 
     def __call__(
         self, images: Float[Array, "B H W C"], inputs: GateInputs, mode: Mode = Mode()
@@ -58,8 +59,11 @@ class ResNet(nnx.Module):
             )
         mode = choose(mode, batch)
         logits = None
+        if inputs.given is None and self.arch.gated and self.arch.gate_prior:
+            inputs = inputs.shifted(prior(self.arch, inputs.scale))
         if inputs.given is None and self.arch.external:
             logits = self.gate(images, inputs.scale, mode)
+            logits = logits if inputs.offset is None else logits + inputs.offset
             given = decide(logits, inputs, mode)
             inputs = GateInputs(inputs.scale, given=given)
         elif inputs.given is None and not self.arch.gated:

@@ -23,7 +23,7 @@ def for_training(config: Config, phase: str, steps_per_epoch: float) -> Draw:
       gates of its own all are given, and are 1.
     """
     arch, section, gate = architecture(config), config.scale, config.gate
-    num_gates, progress = arch.num_gates, _progress(config, phase, steps_per_epoch)
+    num_gates, behind = arch.num_gates, progress(config, phase, steps_per_epoch)
     own_gates = arch.gated and PHASES[phase].own_gates
     probability = 1.0 if weighs_only(config) else gate.sigmoid_probability
 
@@ -32,8 +32,10 @@ def for_training(config: Config, phase: str, steps_per_epoch: float) -> Draw:
         groups = num_groups(config, size)
         if section.schedule == "fixed":
             scale = annealed_scale(
-                scale_key, progress(phase_step), section.fixed, section.noise, groups, size
+                scale_key, behind(phase_step), section.fixed, section.noise, groups, size
             )
+        elif section.schedule == "anchors":
+            scale = anchored_scale(scale_key, section.anchors, section.jitter, groups, size)
         else:
             scale = draw_scale(scale_key, section.min, section.max, groups, size)
         inputs = GateInputs(scale)
@@ -67,6 +69,21 @@ def draw_scale(
     return jnp.repeat(scale, batch_size // groups)
 
 
+def anchored_scale(
+    key: Key[Array, ""], anchors: tuple[float, ...], jitter: float, groups: int, batch_size: int
+) -> Float[Array, " B"]:
+    """S near a few anchors, one for each of `groups` equal parts of the batch, samples in a row.
+
+    Each anchor is taken as often as any other, in random order, as far as the groups go. S lies
+    within `jitter` of it, and in [0, 1].
+    """
+    order, offset = jax.random.split(key)
+    turn = jax.random.permutation(order, jnp.array(anchors))[jnp.arange(groups) % len(anchors)]
+    drawn = jax.random.uniform(offset, (groups,), minval=-jitter, maxval=jitter)
+    scale = jnp.clip(turn + drawn, 0, 1)
+    return jnp.repeat(scale, batch_size // groups)
+
+
 def annealed_scale(
     key: Key[Array, ""], progress: float | Float[Array, ""], fixed: float, noise: float,
     groups: int, batch_size: int,
@@ -88,7 +105,7 @@ def annealed_scale(
     return jnp.repeat(scale, batch_size // groups)
 
 
-def _progress(
+def progress(
     config: Config, phase: str, steps_per_epoch: float
 ) -> Callable[[Array], Float[Array, ""]]:
     """The share, 0 to 1, of the phases with gates of their own that lies behind a step."""

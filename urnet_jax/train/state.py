@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import optax
 from flax import traverse_util
 from jax.sharding import Sharding
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from urnet_jax.config import Config
 from urnet_jax.config import network as network_of
@@ -27,6 +27,7 @@ class TrainState:
       batch_stats: BatchNorm's running mean and variance.
       opt_state: optax's state for the parameters that the phase trains.
       ema_params: exponential moving average of `params`, or None.
+      multipliers: what usage beyond S costs at each of `scale.anchors`, or None.
     """
 
     step: Int[Array, ""]
@@ -35,6 +36,7 @@ class TrainState:
     batch_stats: Tree
     opt_state: optax.OptState
     ema_params: Tree | None
+    multipliers: Float[Array, " K"] | None = None
 
     @property
     def eval_params(self) -> Tree:
@@ -72,6 +74,7 @@ def begin_phase(
     tx = optimizer.make_optimizer(config[phase], steps_per_epoch, gates)
     trained, _ = split_trained(params, phase, gates)
     averaged = config[phase].ema_decay > 0
+    controlled = PHASES[phase].own_gates and config.scale.dual_rate > 0
     return TrainState(
         step=jnp.asarray(step, jnp.int32),
         phase_step=jnp.zeros((), jnp.int32),
@@ -80,6 +83,7 @@ def begin_phase(
         opt_state=tx.init(trained),
         # A copy: the step donates its state, and no buffer can be donated twice.
         ema_params=jax.tree.map(jnp.copy, params) if averaged else None,
+        multipliers=jnp.zeros(len(config.scale.anchors)) if controlled else None,
     )
 
 

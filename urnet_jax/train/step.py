@@ -15,25 +15,20 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from urnet_jax import streams
-from urnet_jax.config import Config, num_groups
+from urnet_jax.config import Config
 from urnet_jax.config import network as network_of
-from urnet_jax.data import augment
 from urnet_jax.nets import network
-from urnet_jax.nets.gates import activate
-from urnet_jax.nets.mode import Mode
 from urnet_jax.nets.network import Tree
-from urnet_jax.phases import PHASES
 from urnet_jax.streams import Stream
-from urnet_jax.train import draws, optimizer
-from urnet_jax.train.losses import scale_loss
+from urnet_jax.train import draws, losses, optimizer
 from urnet_jax.train.metrics import TrainMetrics
+from urnet_jax.train.objective import Along, make_loss, use_unroll
 from urnet_jax.train.state import TrainState, join, split_trained
 from urnet_jax.xla import sharding
 from urnet_jax.xla.compilation import compiler_options
 
 Batch = Mapping[str, Any]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, TrainMetrics]]
-LossFn = Callable[[Tree, Tree, Tree, Batch], tuple[Array, tuple[Tree, dict[str, Array]]]]
 
 
 def make_train_step(
@@ -61,16 +56,18 @@ def make_train_step(
       f(state, batch) -> (state, metrics); a batch has image (uint8), label, index and epoch.
     """
     section, platform = config[phase], sharding.platform(mesh)
-    gates, loss_fn = network.gate_paths(*network_of(config)), _make_loss(config, phase, platform)
+    gates, loss_fn = network.gate_paths(*network_of(config)), make_loss(config, phase, platform)
     tx = optimizer.make_optimizer(section, steps_per_epoch, gates)
     draw = draws.for_training(config, phase, steps_per_epoch)
+    progress = draws.progress(config, phase, steps_per_epoch)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, TrainMetrics]:
         key = jax.random.fold_in(streams.key(config.seed, Stream.STEPS), state.step)
         trained, frozen = split_trained(state.params, phase, gates)
         inputs = draw(key, state.phase_step, batch["label"].shape[0])
+        along = Along(progress(state.phase_step), state.multipliers)
         grads, batch_stats, outputs = _gradients(
-            functools.partial(loss_fn, frozen), trained, state.batch_stats,
+            functools.partial(loss_fn, frozen, along), trained, state.batch_stats,
             {**batch, "inputs": inputs}, config.accumulate_steps,
             unroll=use_unroll(config, platform),
         )  # fmt: skip
@@ -82,11 +79,15 @@ def make_train_step(
             averaged: Any = split_trained(ema_params, phase, gates)[0]
             averaged = optax.incremental_update(moved, averaged, 1 - section.ema_decay)
             ema_params = join(averaged, frozen)
+        multipliers, gaps, asked = state.multipliers, outputs.pop("gaps"), outputs.pop("asked")
+        if multipliers is not None:
+            anchor, rate = losses.anchor_of(asked, config.scale.anchors), config.scale.dual_rate
+            multipliers = losses.ascended(multipliers, gaps, anchor, rate)
         outputs["gradient_norm"] = optax.tree.norm(grads)
         outputs["state_norm"] = _norm((moved, batch_stats, opt_state, ema_params))
         after = TrainState(
             state.step + 1, state.phase_step + 1, join(moved, frozen), batch_stats, opt_state,
-            ema_params,
+            ema_params, multipliers,
         )  # fmt: skip
         return after, TrainMetrics.single_from_model_output(**outputs)
 
@@ -102,50 +103,6 @@ def _norm(state: Any) -> Array:
     """Finite if every number of the state is; its counters are left out."""
     leaves = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
     return optax.tree.norm(leaves)
-
-
-def _make_loss(config: Config, phase: str, platform: str) -> LossFn:
-    """f(frozen, trained, batch_stats, batch) -> loss, (batch_stats, outputs); equation 5."""
-    arch, build = network_of(config)
-    graph, task, moves = network.graph(arch, build), network.task(arch), PHASES[phase]
-    own_gates = arch.gated and moves.own_gates
-    heeds = own_gates or draws.drops_in_training(config, phase)
-    mode = Mode(
-        batch_norm="batch" if moves.moves_rest else "running",
-        gates_batch_norm="batch" if moves.moves_gates else "running",
-        straight_through=config.gate.straight_through,
-        unroll=use_unroll(config, platform),
-    )
-
-    def loss_fn(
-        frozen: Tree, trained: Tree, batch_stats: Tree, batch: Batch
-    ) -> tuple[Array, tuple[Tree, dict[str, Array]]]:
-        labels, inputs = batch["label"], batch["inputs"]
-        output, batch_stats = network.apply(
-            graph, join(trained, frozen), batch_stats, _prepare(config, batch), inputs, mode
-        )
-        of_task = task.loss(output.prediction, labels)
-        asked, aux = jnp.zeros(()), sum(output.aux.values(), jnp.zeros(()))
-        if own_gates:
-            counted = output.gates
-            if config.scale.usage == "step":
-                assert output.gate_logits is not None
-                counted = activate(output.gate_logits, None, straight_through=True)
-            by_group = config.scale.loss == "group"
-            groups = num_groups(config, labels.shape[0]) if by_group else None
-            asked = scale_loss(counted, inputs.scale, groups)
-        loss = of_task.mean() + config.scale.beta * asked + aux
-        return loss, (batch_stats, {
-            "loss": loss,
-            "task_loss": of_task,
-            "scale_loss": asked,
-            "aux_loss": aux,
-            "correct": task.correct(output.prediction, labels).astype(jnp.float32),
-            "usage": output.gates.mean(axis=1),
-            "scale": inputs.scale if heeds else jnp.ones_like(inputs.scale),
-        })  # fmt: skip
-
-    return loss_fn
 
 
 def _gradients(
@@ -176,17 +133,3 @@ def _gradients(
         for name, array in outputs.items()
     }
     return grads, batch_stats, merged
-
-
-def use_unroll(config: Config, platform: str) -> bool:
-    """Whether training unrolls a stage's blocks; XLA:CPU differentiates loops slowly."""
-    choice = config.model.scan
-    return platform == "cpu" if choice == "auto" else choice == "unroll"
-
-
-def _prepare(config: Config, batch: Batch) -> Any:
-    images = augment.augment_images(
-        batch["image"], batch["index"], batch["epoch"],
-        seed=config.seed, mode=config.data.augment, padding=config.data.crop_padding,
-    )  # fmt: skip
-    return augment.normalize(images, *augment.normalization(config.data.name))
