@@ -132,7 +132,7 @@ def test_the_resized_network_teaches_the_whole_one_nothing():
 def test_steps_with_every_ingredient():
     run = train(resized_config(), "joint")
     assert all(np.isfinite(list(metrics.values())).all() for metrics in run.metrics)
-    multipliers = [np.asarray(state.multipliers) for state in run.states]
+    multipliers = [np.asarray(state.controlled.multipliers) for state in run.states]
     assert multipliers[0].shape == (4,) and not multipliers[0].any()
     assert multipliers[-1].all()
 
@@ -142,5 +142,5 @@ def test_parts_of_a_batch_give_the_multipliers_of_the_whole():
         train(resized_config(accumulate_steps=k, gate__noise=False), "gates") for k in (1, 2)
     )
     for a, b in zip(whole.states[:2], parts.states[:2], strict=True):
-        found, expected = np.asarray(b.multipliers), np.asarray(a.multipliers)
+        found, expected = (np.asarray(x.controlled.multipliers) for x in (b, a))
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)

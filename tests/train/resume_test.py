@@ -1,16 +1,26 @@
 """Workdirs that a run cannot go on in, and what it cannot begin from."""
 
+import contextlib
 import dataclasses
 import json
+import pathlib
+import shutil
 
+import jax
+import numpy as np
 import pytest
 from etils import epath
 
 from helpers.folders import contents
 from urnet_jax.errors import UserError
 from urnet_jax.runs import checkpoint, checksums
+from urnet_jax.runs.checkpoint import Checkpointer
 from urnet_jax.runs.meta import Meta
 from urnet_jax.train import loop, resume
+from urnet_jax.train.state import abstract_state
+from urnet_jax.xla import sharding
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 HOLDS = (
     "The workdir {workdir} holds a checkpoint of a gated ResNet-8 (cifar, width 16, shortcut A) "
@@ -101,3 +111,17 @@ def test_init_from_must_be_a_run_of_the_same_network(finished, tiny, tmp_path):
     assert not (tmp_path / "new").exists()
     plain = tiny({"joint.init_from": str(finished), "model.gated": False})
     resume.check_init_from(plain, "joint")
+
+
+def test_the_state_of_a_run_that_is_older_than_many_fields_is_restored(tmp_path):
+    """All of it, the optimiser's too: what a state may hold besides must not change its form."""
+    workdir = shutil.copytree(ROOT / "results" / "cifar10_resnet20" / "run", tmp_path / "run")
+    meta = checkpoint.newest_meta(workdir)
+    assert meta is not None
+    abstract = abstract_state(
+        meta.config, meta.phase, meta.steps_per_epoch, sharding.replicated(sharding.make_mesh())
+    )
+    with contextlib.closing(Checkpointer(workdir, keep=1, keep_best=1)) as checkpointer:
+        restored = checkpointer.restore_state(meta.step, abstract)
+    assert int(restored.step) == 3516 and int(restored.phase_step) == 3125
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(restored))

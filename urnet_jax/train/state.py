@@ -1,5 +1,7 @@
 """The training state, a pytree, and what of it a phase moves."""
 
+from typing import Any, NamedTuple
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -27,7 +29,6 @@ class TrainState:
       batch_stats: BatchNorm's running mean and variance.
       opt_state: optax's state for the parameters that the phase trains.
       ema_params: exponential moving average of `params`, or None.
-      multipliers: what usage beyond S costs at each of `scale.anchors`, or None.
     """
 
     step: Int[Array, ""]
@@ -36,12 +37,37 @@ class TrainState:
     batch_stats: Tree
     opt_state: optax.OptState
     ema_params: Tree | None
-    multipliers: Float[Array, " K"] | None = None
 
     @property
     def eval_params(self) -> Tree:
         """The parameters to evaluate: the average where there is one."""
         return self.params if self.ema_params is None else self.ema_params
+
+    @property
+    def controlled(self) -> "Controlled":
+        """`opt_state` in two; there are no multipliers without a controller."""
+        own = self.opt_state
+        return own if isinstance(own, Controlled) else Controlled(own, None)
+
+
+class Controlled(NamedTuple):
+    """The state of an optimiser with a controller beside it.
+
+    It takes the place of `TrainState.opt_state`, so that a state without one is what it has always
+    been, in checkpoints too.
+
+    Attributes:
+      weights: optax's state.
+      multipliers: what usage beyond S costs at each of `scale.anchors`.
+    """
+
+    weights: optax.OptState
+    multipliers: Float[Array, " K"] | None
+
+    @property
+    def state(self) -> Any:
+        """For `TrainState.opt_state`."""
+        return self.weights if self.multipliers is None else self
 
 
 def split_trained(params: Tree, phase: str, gates: frozenset[Path]) -> tuple[Tree, Tree]:
@@ -75,15 +101,15 @@ def begin_phase(
     trained, _ = split_trained(params, phase, gates)
     averaged = config[phase].ema_decay > 0
     controlled = PHASES[phase].own_gates and config.scale.dual_rate > 0
+    multipliers = jnp.zeros(len(config.scale.anchors)) if controlled else None
     return TrainState(
         step=jnp.asarray(step, jnp.int32),
         phase_step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=batch_stats,
-        opt_state=tx.init(trained),
+        opt_state=Controlled(tx.init(trained), multipliers).state,
         # A copy: the step donates its state, and no buffer can be donated twice.
         ema_params=jax.tree.map(jnp.copy, params) if averaged else None,
-        multipliers=jnp.zeros(len(config.scale.anchors)) if controlled else None,
     )
 
 

@@ -23,7 +23,7 @@ from urnet_jax.streams import Stream
 from urnet_jax.train import draws, losses, optimizer
 from urnet_jax.train.metrics import TrainMetrics
 from urnet_jax.train.objective import Along, make_loss, use_unroll
-from urnet_jax.train.state import TrainState, join, split_trained
+from urnet_jax.train.state import Controlled, TrainState, join, split_trained
 from urnet_jax.xla import sharding
 from urnet_jax.xla.compilation import compiler_options
 
@@ -65,13 +65,14 @@ def make_train_step(
         key = jax.random.fold_in(streams.key(config.seed, Stream.STEPS), state.step)
         trained, frozen = split_trained(state.params, phase, gates)
         inputs = draw(key, state.phase_step, batch["label"].shape[0])
-        along = Along(progress(state.phase_step), state.multipliers)
+        opt_state, multipliers = state.controlled
+        along = Along(progress(state.phase_step), multipliers)
         grads, batch_stats, outputs = _gradients(
             functools.partial(loss_fn, frozen, along), trained, state.batch_stats,
             {**batch, "inputs": inputs}, config.accumulate_steps,
             unroll=use_unroll(config, platform),
         )  # fmt: skip
-        updates, opt_state = tx.update(grads, state.opt_state, trained)
+        updates, opt_state = tx.update(grads, opt_state, trained)
         moved: Any = optax.apply_updates(trained, updates)
         ema_params: Any = state.ema_params
         if ema_params is not None:
@@ -79,15 +80,15 @@ def make_train_step(
             averaged: Any = split_trained(ema_params, phase, gates)[0]
             averaged = optax.incremental_update(moved, averaged, 1 - section.ema_decay)
             ema_params = join(averaged, frozen)
-        multipliers, gaps, asked = state.multipliers, outputs.pop("gaps"), outputs.pop("asked")
+        gaps, asked = outputs.pop("gaps"), outputs.pop("asked")
         if multipliers is not None:
             anchor, rate = losses.anchor_of(asked, config.scale.anchors), config.scale.dual_rate
             multipliers = losses.ascended(multipliers, gaps, anchor, rate)
         outputs["gradient_norm"] = optax.tree.norm(grads)
         outputs["state_norm"] = _norm((moved, batch_stats, opt_state, ema_params))
         after = TrainState(
-            state.step + 1, state.phase_step + 1, join(moved, frozen), batch_stats, opt_state,
-            ema_params, multipliers,
+            state.step + 1, state.phase_step + 1, join(moved, frozen), batch_stats,
+            Controlled(opt_state, multipliers).state, ema_params,
         )  # fmt: skip
         return after, TrainMetrics.single_from_model_output(**outputs)
 
