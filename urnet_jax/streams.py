@@ -12,6 +12,7 @@ class Stream(enum.IntEnum):
     AUGMENTATION = 0x0A06
     TEST = 0x7E57
     ORDER = 0xDA7A
+    CALIBRATION = 0xCA1B
 
 
 def key(seed: Any, stream: Stream) -> Any:

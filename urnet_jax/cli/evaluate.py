@@ -29,6 +29,8 @@ def main() -> None:
     --output      the folder for tables and plots (default: the workdir)
     --report      also writes report.html: tables, plots and images, in one file for a browser;
                   without it, an older report.html in that folder is removed
+    --calibrated  uses what `urnet calibrate` found for the checkpoint, if it was run (default);
+                  --calibrated=False evaluates the network as training left it
 
     All devices of this host share the work; where there are several hosts, start it on one.
     """
@@ -48,6 +50,7 @@ def _parse_evaluate(argv: list[str]) -> tuple[float, ...] | None:
     flags.DEFINE_string("data_dir", "", "Where the data lies now.")
     flags.DEFINE_string("output", "", "The folder for tables and plots.")
     flags.DEFINE_boolean("report", False, "Also writes report.html.")
+    flags.DEFINE_boolean("calibrated", True, "Uses the checkpoint's calibration.")
     parse(argv)
     check_workdir()
     which_step()
@@ -70,4 +73,5 @@ def _evaluate(scales: tuple[float, ...] | None) -> None:
         data_dir=FLAGS.data_dir,
         output=FLAGS.output,
         report=FLAGS.report,
+        calibrated=FLAGS.calibrated,
     )

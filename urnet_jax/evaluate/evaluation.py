@@ -18,6 +18,7 @@ from urnet_jax.data.splits import Split
 from urnet_jax.errors import UserError
 from urnet_jax.nets.contract import Description
 from urnet_jax.nets.cost import flops_per_sample
+from urnet_jax.runs.calibration import Calibration
 from urnet_jax.xla import sharding
 
 
@@ -98,6 +99,7 @@ def evaluate(
     batch_size: int,
     progress: bool = True,
     mesh: Mesh | None = None,
+    calibration: Calibration | None = None,
 ) -> Evaluation:
     """Runs every example of the split exactly once for each S.
 
@@ -114,6 +116,7 @@ def evaluate(
         to a multiple of the number of devices, and to a whole last batch, is padding.
       progress: shows a progress bar on stderr if that is a terminal.
       mesh: that `eval_step` was made for.
+      calibration: whose offsets the gates are given at each S.
 
     Raises:
       UserError: a scale is not in [0, 1].
@@ -123,7 +126,7 @@ def evaluate(
     mesh = mesh or Mesh(jax.local_devices()[:1], ("data",))
     batch_size = -(-batch_size // mesh.size) * mesh.size
     step = functools.partial(eval_step, params, batch_stats)
-    results = _dispatched(step, split, config, grid, batch_size, mesh)
+    results = _dispatched(step, split, config, grid, batch_size, mesh, calibration)
     kept = ("prediction", "correct", "loss", "gates", "label", "gate_logits")
     parts = [{name: [] for name in kept} for _ in grid]
     total, hidden = split.num_examples * len(grid), None if progress else True
@@ -164,18 +167,25 @@ def _evaluation(
 
 def _dispatched(
     step: Callable[..., dict[str, jax.Array]], split: Split, config: Config,
-    grid: tuple[float, ...], batch_size: int, mesh: Mesh,
+    grid: tuple[float, ...], batch_size: int, mesh: Mesh, calibration: Calibration | None,
 ) -> Iterator[tuple[int, int, dict[str, jax.Array]]]:  # fmt: skip
     """What `step` gives for each batch at each S: place of S in the grid, examples, results."""
     _, hosts = _place(mesh)
-    requests = [
-        sharding.global_batch({"": np.full(batch_size // hosts, scale, np.float32)}, mesh)[""]
-        for scale in grid
-    ]
+    requests = []
+    for scale in grid:
+        offset = 0.0 if calibration is None else calibration.offset(scale)
+        local = {
+            name: np.full(batch_size // hosts, value, np.float32)
+            for name, value in (("scale", scale), ("offset", offset))
+        }
+        requests.append(sharding.global_batch(local, mesh))
     # Batches are outermost, so that each is read and decoded once for all S.
     for first, inputs in _inputs(split, config, batch_size, mesh):
         for k, request in enumerate(requests):
-            result = step(inputs["image"], inputs["label"], request, inputs["index"])
+            result = step(
+                inputs["image"], inputs["label"], request["scale"], inputs["index"],
+                offset=request["offset"],
+            )  # fmt: skip
             yield k, min(batch_size, split.num_examples - first), result
 
 

@@ -31,7 +31,7 @@ from urnet_jax.evaluate.table import print_table
 from urnet_jax.nets.execution import choose
 from urnet_jax.nets.mode import Execution, Mode
 from urnet_jax.phases import PHASES
-from urnet_jax.runs import writers
+from urnet_jax.runs import calibration, writers
 from urnet_jax.runs.load import load_network
 
 
@@ -121,6 +121,7 @@ def evaluate_workdir(
     data_dir: str | None = None,
     output: epath.PathLike | None = None,
     report: bool = False,
+    calibrated: bool = True,
 ) -> pd.DataFrame:
     """Evaluates a run's checkpoint: returns and prints its table, `write`s its files.
 
@@ -137,6 +138,7 @@ def evaluate_workdir(
       data_dir: where the dataset lies now; by default where the config says.
       output: folder of the files; by default the workdir.
       report: also writes `page.make`'s report.html, which shows the evaluation.
+      calibrated: uses the checkpoint's calibration, if it has one.
 
     Raises:
       UserError: the workdir holds no readable checkpoint, or an argument is not usable.
@@ -145,7 +147,9 @@ def evaluate_workdir(
     if batch_size < 0:
         raise UserError(f"batch_size is {batch_size}; expected at least 1, or 0 for the config's.")
     directory = epath.Path(output or workdir)
-    run = Run(*load_network(workdir, which))
+    network = load_network(workdir, which)
+    held = calibration.read(workdir, network.meta.step) if calibrated else None
+    run = Run(*network, held)
     make_folder(directory, "--output")
     config, phase = run.config, run.meta.phase
     if data_dir:
@@ -155,8 +159,9 @@ def evaluate_workdir(
     batch_size = min(batch_size or config.eval.batch_size, opened.num_examples)
     eval_step = make_eval_step(config, phase, execution, run.mesh)
     evaluation = evaluate(
-        eval_step, *run.variables, opened, config, grid, batch_size, mesh=run.mesh
-    )
+        eval_step, *run.variables, opened, config, grid, batch_size, mesh=run.mesh,
+        calibration=held,
+    )  # fmt: skip
 
     share = -(-batch_size // jax.local_device_count())  # of one device
     about = _about(run, workdir, opened, choose(Mode(execution=execution), share).execution)
@@ -176,7 +181,8 @@ def _show(summary: pd.DataFrame, run: Run, split: Split, plain: float | None) ->
     """Prints the table of an evaluation, and what the plain network had."""
     images = f"{summary['examples'].iloc[0]} images of {split.dataset} {split.name}"
     step = f"step {run.meta.step} ({run.meta.phase})"
-    print_table(summary, f"{run.arch.describe()}\n{images}, {step}")
+    held = "" if run.calibration is None else ", calibrated"
+    print_table(summary, f"{run.arch.describe()}\n{images}, {step}{held}")
     if plain is not None:
         print(f"The plain network that this run began from, after phase pretrain: {plain:.2f} %\n")
 
@@ -190,6 +196,8 @@ def _about(run: Run, workdir: epath.PathLike, split: Split, execution: Execution
     gated = run.arch.gated and PHASES[meta.phase].own_gates
     grown_here = gated and not (config.gates.init_from or config.joint.init_from)
     plain = plain_top1(workdir) if split.name == "test" and grown_here else None
+    if run.calibration is not None:
+        about["calibration"] = dict(run.calibration.about) | {"images": run.calibration.images}
     return about if plain is None else about | {"plain_top1_percent": plain}
 
 

@@ -40,6 +40,8 @@ from urnet_jax.evaluate.step import EvalStep, make_eval_step
 from urnet_jax.nets.contract import Description
 from urnet_jax.nets.network import Tree
 from urnet_jax.phases import PHASES
+from urnet_jax.runs import calibration
+from urnet_jax.runs.calibration import Calibration
 from urnet_jax.runs.load import load_network
 from urnet_jax.runs.meta import Meta
 from urnet_jax.xla import sharding
@@ -64,11 +66,13 @@ class Run:
       meta: of the checkpoint, the run's config included.
       params: the network's parameters.
       batch_stats: BatchNorm's running statistics.
+      calibration: of the checkpoint, if it has one: by it S is the share of FLOPs that is used.
     """
 
     meta: Meta
     params: Tree
     batch_stats: Tree
+    calibration: Calibration | None = None
 
     def __repr__(self) -> str:
         # Without it a cell that ends with a run would print every weight.
@@ -113,7 +117,8 @@ class Run:
         return held if self.mesh is None else sharding.replicate(held, self.mesh)
 
     @functools.cached_property
-    def _eval_step(self) -> EvalStep:
+    def eval_step(self) -> EvalStep:
+        """The evaluation of a batch, compiled once."""
         # Kept, for its compilation takes longer than a few thousand small images.
         return make_eval_step(self.config, self.meta.phase, mesh=self.mesh)
 
@@ -130,8 +135,8 @@ class Run:
         grid = self.config.eval.scales if scales is None else scales
         size = min(self.config.eval.batch_size, split.num_examples)
         return evaluate(
-            self._eval_step, *self.variables, split, self.config, grid, size,
-            progress=False, mesh=self.mesh,
+            self.eval_step, *self.variables, split, self.config, grid, size,
+            progress=False, mesh=self.mesh, calibration=self.calibration,
         )  # fmt: skip
 
     def gates(
@@ -208,7 +213,7 @@ def load(
         )
     if data_dir:
         meta.config.data.dir = data_dir
-    return Run(meta, params, batch_stats)
+    return Run(meta, params, batch_stats, calibration.read(workdir, meta.step))
 
 
 def at_scales(evaluation: Evaluation, scales: Sequence[float]) -> Evaluation:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int
 
 from urnet_jax import streams
 from urnet_jax.config import Config, architecture, heeds_scale, weighs_only
@@ -25,7 +25,7 @@ from urnet_jax.xla import sharding
 from urnet_jax.xla.compilation import compiler_options
 
 EvalStep = Callable[
-    [Tree, Tree, UInt8[Array, "B H W C"], Int[Array, " B"], Float[Array, " B"], Int[Array, " B"]],
+    ...,
     dict[str, Bool[Array, " B"] | Float[Array, "B ..."] | Int[Array, " B"]],
 ]
 
@@ -46,22 +46,23 @@ def make_eval_step(
         blocks for its own part. By default everything stays where it is.
 
     Returns:
-      f(params, batch_stats, images, labels, scale, index) -> correct [B] (bool), prediction [B],
-      loss [B] (the task's, nats), gates [B, G], label [B] and, where the network's own gates
-      decide, gate_logits [B, G]; with a mesh, the whole batch's on every device.
+      f(params, batch_stats, images, labels, scale, index, offset=None) -> correct [B] (bool),
+      prediction [B], loss [B] (the task's, nats), gates [B, G], label [B] and, where the network's
+      own gates decide, gate_logits [B, G]; with a mesh, the whole batch's on every device. The
+      offset, [B], is a calibration's, part of the logits.
     """
     arch, build = network_of(config)
     graph, task, platform = network.graph(arch, build), network.task(arch), sharding.platform(mesh)
     asked = Mode(execution=execution if heeds_scale(config, phase) else "dense")
 
     def eval_step(
-        params: Tree, batch_stats: Tree, images: Array, labels: Array, scale: Array, index: Array
-    ) -> dict[str, Array]:
-        output, _ = network.apply(
-            graph, params, batch_stats,
-            augment.normalize(images, *augment.normalization(config.data.name)),
-            gate_inputs(config, phase, scale, index), choose(asked, images.shape[0], platform),
-        )  # fmt: skip
+        params: Tree, batch_stats: Tree, images: Array, labels: Array, scale: Array, index: Array,
+        offset: Array,
+    ) -> dict[str, Array]:  # fmt: skip
+        pixels = augment.normalize(images, *augment.normalization(config.data.name))
+        inputs = gate_inputs(config, phase, scale, index, offset)
+        mode = choose(asked, images.shape[0], platform)
+        output, _ = network.apply(graph, params, batch_stats, pixels, inputs, mode)
         logits = {} if output.gate_logits is None else {"gate_logits": output.gate_logits}
         return {
             "correct": task.correct(output.prediction, labels),
@@ -76,26 +77,36 @@ def make_eval_step(
     if mesh is not None:
         same, split = P(), P("data")
         eval_step = jax.shard_map(
-            eval_step, mesh=mesh, in_specs=(same, same) + 4 * (split,), out_specs=split,
+            eval_step, mesh=mesh, in_specs=(same, same) + 5 * (split,), out_specs=split,
             # JAX cannot follow replication through loops that depend on each device's samples.
             check_vma=False,
         )  # fmt: skip
         # Only what the blocks are computed from is split; the few numbers that they come to are
         # gathered, for every host writes or compares them.
         placed = {"out_shardings": sharding.replicated(mesh)}
-    return jax.jit(eval_step, compiler_options=compiler_options(platform), **placed)
+
+    of_all: Any = eval_step
+
+    def step(*arguments: Any, offset: Array | None = None) -> dict[str, Array]:
+        scale = arguments[4]
+        return of_all(*arguments, jnp.zeros_like(scale) if offset is None else offset)
+
+    return jax.jit(step, compiler_options=compiler_options(platform), **placed)
 
 
 def gate_inputs(
-    config: Config, phase: str, scale: Float[Array, " B"], index: Int[Array, " B"]
-) -> GateInputs:
+    config: Config, phase: str, scale: Float[Array, " B"], index: Int[Array, " B"],
+    offset: Float[Array, " B"] | None = None,
+) -> GateInputs:  # fmt: skip
     """What a network of `phase` is tested and served with.
 
     Nothing is drawn but for random drop, whose draws depend on the seed, each example's `index` and
-    S alone; gates beside it are sigmoids, which weigh what it leaves.
+    S alone; gates beside it are sigmoids, which weigh what it leaves. An offset is a calibration's.
     """
     size, arch = index.shape[0], architecture(config)
     num_gates, inputs = arch.num_gates, GateInputs(scale)
+    if offset is not None:
+        inputs = inputs.shifted(jnp.broadcast_to(offset[:, None], (size, num_gates)))
     if not (arch.gated and PHASES[phase].own_gates):
         inputs = inputs._replace(given=jnp.ones((size, num_gates)))
     if heeds_scale(config, phase) and config.gate.random_drop != "never":

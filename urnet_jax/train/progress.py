@@ -34,13 +34,13 @@ def telling(
     """`step`, which says so where its first call, in which JAX compiles it, takes long."""
     is_first = True
 
-    def told(*arguments: Any) -> Any:
+    def told(*arguments: Any, **named: Any) -> Any:
         nonlocal is_first
         if not is_first:
-            return step(*arguments)
+            return step(*arguments, **named)
         is_first = False
         with compiling(what, slow_s):
-            return step(*arguments)
+            return step(*arguments, **named)
 
     return told
 

@@ -1,0 +1,200 @@
+"""Calibration: one logit offset for each S, so that S is the share of FLOPs that is used.
+
+Training brings usage near S; where it ends is a balance of losses. An offset that all gates' logits
+share at one S moves usage alone, and bisection finds the one that meets S on given images.
+"""
+
+import dataclasses
+import datetime
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from etils import epath
+from jaxtyping import Float64
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+import urnet_jax
+from urnet_jax.data import splits
+from urnet_jax.data.splits import Split
+from urnet_jax.errors import UserError
+from urnet_jax.evaluate import inspection
+from urnet_jax.evaluate.evaluation import check_scales, evaluate
+from urnet_jax.evaluate.inspection import Run
+from urnet_jax.runs import calibration
+from urnet_jax.runs.calibration import Calibration
+from urnet_jax.streams import Stream
+
+GRID = tuple(round(0.05 * n, 2) for n in range(1, 21))
+"""Scales that are calibrated by default, beside the config's `eval.scales`."""
+
+STEPS = 12
+"""Of bisection; the offset is then known to a hundredth."""
+
+REACH = 10.0
+"""How far from 0 an offset is looked for, beside the reach of a network's prior."""
+
+Shares = Float64[np.ndarray, " k"]
+
+
+def calibrate_workdir(
+    workdir: epath.PathLike,
+    *,
+    which: Literal["newest", "best"] | int = "newest",
+    scales: Sequence[float] | None = None,
+    images: int = 2000,
+    data_dir: str = "",
+    progress: bool = True,
+) -> Calibration:
+    """Calibrates a run's checkpoint on training images, keeps the result with it and prints it.
+
+    The test split is not looked at. Half of the images are used to find the offsets; the other half
+    says how far S is from what is used.
+
+    Args:
+      workdir: of the run.
+      which: its checkpoint, see `load.load_network`.
+      scales: the grid of S; by default 0.05 to 1 by 0.05, and the config's `eval.scales`.
+      images: to fit on; as many others are held back. Fewer where the training split has fewer.
+      data_dir: where the dataset lies now; by default where the config says.
+      progress: shows a progress bar on stderr if that is a terminal.
+
+    Raises:
+      UserError: the workdir holds no network with trained gates, or an argument is not usable.
+    """
+    if images < 1:
+        raise UserError(f"images is {images}; expected at least 1 to fit on.")
+    grid = check_scales(scales) if scales is not None else None
+    run = dataclasses.replace(inspection.load(workdir, which, data_dir), calibration=None)
+    grid = grid or check_scales([*GRID, *run.config.eval.scales])
+    fitted, unseen = _halves(run, images)
+    found = fit(run, grid, fitted, unseen, progress=progress)
+    path = calibration.write(workdir, run.meta.step, found)
+    _show(run, found)
+    print(path)
+    return found
+
+
+def fit(
+    run: Run, scales: Sequence[float], fitted: Split, unseen: Split, *, progress: bool = False
+) -> Calibration:
+    """The offsets by which `scales` are met on the images of one split; how well on another's.
+
+    Args:
+      run: whose network it is; a calibration that it has is not heeded.
+      scales: ascending.
+      fitted: images that are looked at for each step of the bisection.
+      unseen: others.
+      progress: shows a progress bar on stderr if that is a terminal.
+    """
+    hidden = None if progress else True
+    with tqdm(total=STEPS + 2, desc="calibrate", disable=hidden, leave=False) as bar:
+
+        def shares(offsets: Shares, split: Split = fitted) -> Shares:
+            bar.update()
+            return _shares(run, scales, offsets, split)
+
+        reach = REACH + float(getattr(run.arch, "gate_prior", 0.0))
+        offsets, found, before = bisected(shares, np.array(scales), reach)
+        on_unseen = shares(offsets, unseen)
+    return Calibration(
+        scales=tuple(scales),
+        offsets=tuple(offsets.tolist()),
+        shares_before=tuple(before.tolist()),
+        shares=tuple(found.tolist()),
+        shares_unseen=tuple(on_unseen.tolist()),
+        images=fitted.num_examples,
+        images_unseen=unseen.num_examples,
+        about=_about(fitted),
+    )
+
+
+def bisected(
+    shares: Callable[[Shares], Shares], wanted: Shares, reach: float
+) -> tuple[Shares, Shares, Shares]:
+    """Offsets from -reach to reach whose shares are nearest to the wanted ones.
+
+    A share is taken to rise with its offset. Where it does not everywhere, what is returned is
+    still the best that was seen, 0 included: the result is never worse than no offset. Of those
+    seen that are as good, as where everything is open already, the nearest to 0 is taken.
+
+    Returns:
+      The offsets, their shares, and the shares of offsets of 0.
+    """
+    best = np.zeros(len(wanted))
+    before = found = shares(best)
+    # The first step is taken at 0 already.
+    too_much = found >= wanted
+    low, high = np.where(too_much, -reach, 0.0), np.where(too_much, 0.0, reach)
+    for _ in range(STEPS):
+        middle = (low + high) / 2
+        now = shares(middle)
+        error, least = np.abs(now - wanted), np.abs(found - wanted)
+        nearer = (error < least) | ((error == least) & (np.abs(middle) < np.abs(best)))
+        best, found = np.where(nearer, middle, best), np.where(nearer, now, found)
+        too_much = now >= wanted
+        low, high = np.where(too_much, low, middle), np.where(too_much, middle, high)
+    return best, found, before
+
+
+def _shares(run: Run, scales: Sequence[float], offsets: Shares, split: Split) -> Shares:
+    """The mean share of FLOPs at each S with its offset."""
+    given = Calibration(tuple(scales), tuple(offsets), (), (), (), 0, 0)
+    evaluation = evaluate(
+        run.eval_step, *run.variables, split, run.config, scales,
+        min(run.config.eval.batch_size, split.num_examples), progress=False, mesh=run.mesh,
+        calibration=given,
+    )  # fmt: skip
+    return evaluation.flops.mean(axis=1) / evaluation.full_flops
+
+
+def _halves(run: Run, images: int) -> tuple[Split, Split]:
+    """Training images to fit on, and as many others, both by chance that hangs on the seed."""
+    split = run.split("train")
+    if split.num_examples < 2:
+        raise UserError(f"{split.title} has one image; expected two or more to calibrate on.")
+    count = min(images, split.num_examples // 2)
+    rng = np.random.default_rng((Stream.CALIBRATION, run.config.seed))
+    order = rng.permutation(split.num_examples)
+    return splits.take(split, order[:count]), splits.take(split, order[count : 2 * count])
+
+
+def _about(split: Split) -> dict[str, Any]:
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "dataset": split.dataset,
+        "split": split.name,
+        "device": jax.devices()[0].device_kind,
+        "urnet_jax": urnet_jax.__version__,
+        "jax": jax.__version__,
+    }
+
+
+def _show(run: Run, found: Calibration) -> None:
+    """Prints the table of a calibration."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for header in ("S, %", "used before, %", "offset", "used now, %", "on unseen images, %"):
+        table.add_column(header, justify="right")
+    rows = zip(
+        found.scales, found.shares_before, found.offsets, found.shares, found.shares_unseen,
+        strict=True,
+    )  # fmt: skip
+    for scale, before, offset, now, unseen in rows:
+        row = [f"{100 * x:.1f}" for x in (scale, before, now, unseen)]
+        table.add_row(row[0], row[1], f"{offset:+.2f}", *row[2:])
+    console = Console()
+    title = (
+        f"{run.arch.describe()}, step {run.meta.step}\nShare of FLOPs on {found.images} images of "
+        f"{found.about['dataset']} {found.about['split']}, and on {found.images_unseen} others"
+    )
+    console.print(title, soft_wrap=True, highlight=False)
+    console.print(table)
+    before = np.mean(np.abs(np.array(found.shares_before) - found.scales))
+    console.print(
+        f"Mean distance from S: {100 * before:.2f} points before, {100 * found.error:.2f} on "
+        "images that were not fitted on.", soft_wrap=True, highlight=False,
+    )  # fmt: skip

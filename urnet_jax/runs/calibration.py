@@ -1,0 +1,82 @@
+"""What a calibration found, kept with the checkpoint that it is of."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+from jaxtyping import Float
+
+from urnet_jax.errors import UserError, writable
+from urnet_jax.runs import checksums
+from urnet_jax.runs.checkpoint import FOLDER
+
+FILE = "calibration.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """Offsets of gates' logits by which S is the share of FLOPs that is used.
+
+    Attributes:
+      scales: S, ascending.
+      offsets: what is added to each gate's logit at each S; between them it is interpolated.
+      shares_before: of FLOPs that were used at each S without an offset, on the fitted images.
+      shares: with it, on those.
+      shares_unseen: with it, on images that the offsets were not fitted on.
+      images: how many were fitted on.
+      images_unseen: how many others.
+      about: where it comes from: date, versions, device, dataset.
+    """
+
+    scales: tuple[float, ...]
+    offsets: tuple[float, ...]
+    shares_before: tuple[float, ...]
+    shares: tuple[float, ...]
+    shares_unseen: tuple[float, ...]
+    images: int
+    images_unseen: int
+    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def offset(self, scale: Any) -> Float[np.ndarray, "..."]:
+        """The offset at any S: between two of the scales on the line, outside that of the last."""
+        return np.asarray(np.interp(scale, self.scales, self.offsets), np.float32)
+
+    @property
+    def error(self) -> float:
+        """Mean distance of S from the share that is used, on images that were not fitted on."""
+        return float(np.mean(np.abs(np.array(self.shares_unseen) - self.scales)))
+
+
+def write(workdir: epath.PathLike, step: int, calibration: Calibration) -> epath.Path:
+    """Puts it into the checkpoint's folder, in place of an older one."""
+    folder = epath.Path(workdir) / FOLDER / str(step)
+    text = json.dumps(dataclasses.asdict(calibration), indent=2, allow_nan=False) + "\n"
+    with writable(folder / FILE):
+        checksums.replace_file(folder, FILE, text)
+    return folder / FILE
+
+
+def read(workdir: epath.PathLike, step: int) -> Calibration | None:
+    """That of a checkpoint, None if it has none.
+
+    Raises:
+      UserError: the file is not one.
+    """
+    path = epath.Path(workdir) / FOLDER / str(step) / FILE
+    if not path.exists():
+        return None
+    try:
+        held = json.loads(path.read_text())
+        lists: dict[str, Any] = {
+            name: tuple(x) if isinstance(x, list) else x for name, x in held.items()
+        }
+        calibration = Calibration(**lists)
+        calibration.offset(np.array(calibration.scales, np.float64))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} is not a calibration: remove it, or run urnet calibrate again."
+        ) from error
+    return calibration
