@@ -42,3 +42,23 @@ def test_the_table_needs_no_matplotlib():
     code = "import sys; import urnet_jax.evaluate.table as t; print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("False\n", "")
+
+
+def used(scales, blocks, flops):
+    return pd.DataFrame({"scale": scales, "usage_mean": blocks, "flops_share": flops})
+
+
+def test_usage_far_from_s_is_one_sentence():
+    far = used([0.2, 0.5, 1.0], [0.31, 0.5, 0.95], [0.2, 0.39, 0.9])
+    assert table.strays(far, "blocks") == (
+        "Mind: the share of blocks that is used is more than 10 points from S: 31 % at S = 0.2. "
+        "`urnet calibrate` brings it there; longer training or a larger scale.beta may."
+    )
+    assert "FLOPs that is used is more than 10 points from S: 39 % at S = 0.5." in (
+        table.strays(far, "flops")
+    )
+
+
+def test_usage_near_s_needs_no_word():
+    assert table.strays(used([0.2, 1.0], [0.29, 0.91], [0.5, 0.5]), "blocks") == ""
+    assert table.strays(used([1.0], [0.3], [0.3]), "blocks") == ""

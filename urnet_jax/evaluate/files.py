@@ -27,7 +27,7 @@ from urnet_jax.evaluate.evaluation import Evaluation, check_scales, evaluate, su
 from urnet_jax.evaluate.figures import to_png
 from urnet_jax.evaluate.inspection import Run
 from urnet_jax.evaluate.step import make_eval_step
-from urnet_jax.evaluate.table import print_table
+from urnet_jax.evaluate.table import print_table, strays
 from urnet_jax.nets.execution import choose
 from urnet_jax.nets.mode import Execution, Mode
 from urnet_jax.phases import PHASES
@@ -183,6 +183,9 @@ def _show(summary: pd.DataFrame, run: Run, split: Split, plain: float | None) ->
     step = f"step {run.meta.step} ({run.meta.phase})"
     held = "" if run.calibration is None else ", calibrated"
     print_table(summary, f"{run.arch.describe()}\n{images}, {step}{held}")
+    of = run.config.scale.of if run.calibration is None else "flops"
+    if run.arch.gated and (mind := strays(summary, of)):
+        print(f"{mind}\n")
     if plain is not None:
         print(f"The plain network that this run began from, after phase pretrain: {plain:.2f} %\n")
 

@@ -8,6 +8,31 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+STRAYS = 0.10
+"""Distance of usage from S, as a share, that people are told of."""
+
+
+def strays(summary: pd.DataFrame, of: str) -> str:
+    """One sentence on the S at which usage is far from S; empty if there is none.
+
+    Args:
+      summary: of `evaluation.summarize`.
+      of: what S is a share of, `blocks` or `flops`.
+    """
+    if len(summary) == 1 and summary["scale"].iloc[0] == 1:
+        return ""  # S was not heeded.
+    used = summary["flops_share" if of == "flops" else "usage_mean"]
+    far = (used - summary["scale"]).abs() > STRAYS
+    if not bool(far.to_numpy().any()):
+        return ""
+    pairs = zip(summary["scale"][far], used[far], strict=True)
+    named = ", ".join(f"{100 * share:.0f} % at S = {scale:g}" for scale, share in pairs)
+    what = "FLOPs" if of == "flops" else "blocks"
+    return (
+        f"Mind: the share of {what} that is used is more than {100 * STRAYS:.0f} points from S: "
+        f"{named}. `urnet calibrate` brings it there; longer training or a larger scale.beta may."
+    )
+
 
 def print_table(summary: pd.DataFrame, title: str = "") -> None:
     """Prints `summarize`'s table for people, within 80 columns."""

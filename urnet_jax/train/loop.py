@@ -273,6 +273,8 @@ def report(run: Run, phase: str, step: int, summary: pd.DataFrame, *, is_last: b
         run.writer.write("eval", step, {"phase": phase, **row})
     if is_last:
         table.print_table(summary, f"After phase {phase}, step {step}, test split")
+        if PHASES[phase].own_gates and (mind := table.strays(summary, run.config.scale.of)):
+            print(mind)
         return
     shown = ", ".join(
         f"{row['top1_percent']:.2f} at S {row['scale']:g} (usage {row['usage_mean']:.2f})"

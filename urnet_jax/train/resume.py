@@ -11,6 +11,7 @@ from etils import epath
 from urnet_jax import config as config_lib
 from urnet_jax.config import Config
 from urnet_jax.errors import UserError, writable
+from urnet_jax.phases import PHASES
 from urnet_jax.runs import checkpoint, pretrained
 from urnet_jax.runs.meta import Meta
 from urnet_jax.train import state as state_lib
@@ -148,13 +149,19 @@ def check_init_from(config: Config, phase: str) -> None:
         )
     asked, held = config_lib.architecture(config), config_lib.architecture(meta.config)
     ignored = {"gated"}
-    if not (asked.gated and held.gated):
-        ignored |= {"gate_network", "gate_reduction"}
+    if not (asked.gated and held.gated) or gates_are_untrained(meta):
+        ignored |= {"gate_network", "gate_reduction", "gate_prior"}
     if differing := _differences(asked, held, ignored):
         raise UserError(
             f"{phase}.init_from is {source}, which holds a {held.describe()}, and the config asks "
             f"for another network ({differing}): name a run of the same network."
         )
+
+
+def gates_are_untrained(meta: Meta) -> bool:
+    """Whether nobody has trained the gates of a run's network, in that run or before it."""
+    begun_from = meta.config.init["from"], meta.config.pretrain.init_from
+    return not PHASES[meta.phase].own_gates and not any(begun_from)
 
 
 def _differences(asked: Any, held: Any, ignored: Iterable[str] = ()) -> str:

@@ -51,8 +51,7 @@ def start_phase(
         params, batch_stats = before.eval_params, before.batch_stats
     if config[phase].init_from:
         meta, *found = load_network(config[phase].init_from)
-        begun_from = meta.config.init["from"], meta.config.pretrain.init_from
-        if not PHASES[meta.phase].own_gates and not any(begun_from):
+        if resume.gates_are_untrained(meta):
             gates = network.gate_paths(*config_lib.network(meta.config))
             found = [network.split_gates(tree, gates)[1] for tree in found]
         # Gates that the other run lacks, or that nobody has trained, are those that begin here.
