@@ -49,6 +49,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.init = init = ml_collections.ConfigDict()
     init["from"] = ""  # a PyTorch checkpoint file to start from; "": random weights
+    init.head = "kept"  # or new: the file is of other classes, and a new last layer begins
 
     config.gate = gate = ml_collections.ConfigDict()
     # p: a training gate is a sigmoid with p, else a hard step. The paper trains 500 epochs with

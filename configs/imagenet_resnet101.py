@@ -54,6 +54,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.init = init = ml_collections.ConfigDict()
     init["from"] = ""  # a PyTorch checkpoint file to start from; "": random weights
+    init.head = "kept"  # or new: the file is of other classes, and a new last layer begins
 
     config.gate = gate = ml_collections.ConfigDict()
     gate.sigmoid_probability = 0.1  # p: a training gate is a sigmoid with p, else a hard step

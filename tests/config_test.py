@@ -94,6 +94,7 @@ def test_an_unknown_row_lists_the_known_ones():
             {"accumulate_steps": 16},
             "A group of one S has 8 of the 64 images of a batch, which 16 parts",
         ),
+        ({"init__head": "new"}, "init.from names no file, so that all is new: name the file"),
         ({"scale__schedule": "anchors"}, "scale.anchors has none: name some S"),
         ({"scale__dual_rate": 0.1}, "set scale.schedule to 'anchors', or the rate to 0"),
         ({"scale__guard": 1.0}, "set model.gate_prior above 0, or scale.guard to 0"),

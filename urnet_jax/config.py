@@ -72,6 +72,11 @@ def validate(config: Config) -> None:
     low, high = config.scale.min, config.scale.max
     if low > high:
         raise UserError(f"scale.min is {low}, more than scale.max, {high}; lower scale.min.")
+    if config.init.head == "new" and not config.init["from"]:
+        raise UserError(
+            "init.head is 'new' and init.from names no file, so that all is new: name the file "
+            "whose other weights are kept, or set init.head to 'kept'."
+        )
     gated = architecture(config).gated
     sources.check_augmentation(config.data)
     if gated:

@@ -108,6 +108,7 @@ FIELDS: dict[str, Field] = {
     "model.gate_bias": Field(float),
     "model.scan": _choice("auto", "loop", "unroll"),
     "init.from": _TEXT,
+    "init.head": _choice("kept", "new"),
     "gate.sigmoid_probability": _SHARE,
     "gate.draw": _choice("gate", "sample", "step"),
     "gate.straight_through": _SWITCH,
@@ -146,6 +147,7 @@ FIELDS: dict[str, Field] = {
 LATER: dict[str, Any] = {
     "data.unreadable": "error",
     "init.from": "",
+    "init.head": "kept",
     "model.kind": "resnet",
     # Those runs were all on CPU, where the precisions are one.
     "model.precision": "highest",

@@ -141,8 +141,8 @@ def test_files_that_cannot_be_read_are_one_sentence(tmp_path):
         ("gone.th", "cannot be read (No such file or directory); name a file of weights."),
         (
             "folder.pt",
-            "is a folder; name a file of weights, or set init_from of the first phase to begin "
-            "with a run by train.py.",
+            "is a folder without model.safetensors or pytorch_model.bin; name a file of weights, "
+            "or set init_from of the first phase to begin with a run by train.py.",
         ),
         ("half.safetensors", "holds tensors of type BF16, which NumPy lacks: write them as float"),
     ]:
@@ -169,3 +169,14 @@ def test_what_is_written_is_plain_safetensors(tmp_path):
     again = safetensors.numpy.load_file(tmp_path / "x.safetensors")
     assert again.keys() == tensors.keys()
     jax.tree.map(np.testing.assert_array_equal, again, tensors)
+
+
+def test_a_folder_by_save_pretrained_is_as_good_as_its_file(tmp_path):
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    (saved / "config.json").write_text("{}")
+    (saved / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(UserError, match=r"in several files \(model.safetensors.index.json\); save"):
+        pretrained.read_state_dict(saved)
+    (saved / "model.safetensors").write_bytes(WHOLE)
+    assert pretrained.read_state_dict(saved)["a"].tolist() == [1] * 99

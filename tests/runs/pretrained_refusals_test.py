@@ -137,7 +137,14 @@ def test_other_kinds_of_network_are_named():
     short = {name: tensor for name, tensor in whole.items() if "layer3.1" not in name}
     for tensors, words in [
         ({}, "x.th holds no tensors; name a file of weights."),
-        ({"features.0.weight": np.ones(1)}, "holds no ResNet by the names of torchvision, timm or"),
+        (
+            {"features.0.weight": np.ones(1)},
+            "holds no ResNet by the names of torchvision, timm, Hugging Face or the CIFAR ResNets, "
+            "but a network of `features` (VGG, DenseNet, MobileNet): expected conv1.weight, ",
+        ),
+        ({"conv1.0.weight": np.ones(1)}, "but one with a deep stem, of several convolutions"),
+        ({"vit.embeddings.cls_token": np.ones(1)}, "but a vision transformer: expected"),
+        ({"anything": np.ones(1)}, "or the CIFAR ResNets: expected conv1.weight"),
         (
             {f"features.{k}.weight": np.ones(1) for k in (3, 5, 0, 9, 7, 1, 8)},
             "and so on, and it holds features.0.weight, features.1.weight, features.3.weight, "

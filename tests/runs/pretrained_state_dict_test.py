@@ -1,5 +1,7 @@
 """PyTorch's names and axes, and which of a network's variables they fill."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,10 @@ import pytest
 
 from helpers.pretrained_networks import ARCHS, assert_identical, exported, variables, without_gates
 from helpers.variables import split_gates
+from urnet_jax.errors import UserError
 from urnet_jax.nets.architecture import Architecture
 from urnet_jax.runs import pretrained
+from urnet_jax.runs.hugging_face_names import from_torchvision
 
 
 @pytest.mark.parametrize("name", ARCHS)
@@ -57,6 +61,11 @@ def renamed(tensors: dict[str, np.ndarray], layout: str) -> dict[str, np.ndarray
     """As other networks call them."""
     if layout == "module":
         return {f"module.{name}": tensor for name, tensor in tensors.items()}
+    if layout == "huggingface":
+        return {from_torchvision(name): tensor for name, tensor in tensors.items()}
+    if layout == "backbone":  # ResNetModel's, which has no head
+        names = {name: from_torchvision(name).removeprefix("resnet.") for name in tensors}
+        return {own: tensors[name] for name, own in names.items()}
     if layout == "half":
         return {name: tensor.astype(np.float16) for name, tensor in tensors.items()}
     if layout == "counts":
@@ -68,8 +77,13 @@ def renamed(tensors: dict[str, np.ndarray], layout: str) -> dict[str, np.ndarray
     return tensors
 
 
-@pytest.mark.parametrize("layout", ["module", "torchvision", "cifar", "counts", "half"])
-@pytest.mark.parametrize("name", ["B", "basic"])
+LAYOUTS = ["module", "torchvision", "cifar", "counts", "half", "huggingface", "backbone"]
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [("basic", layout) for layout in LAYOUTS] + [("B", layout) for layout in LAYOUTS[:5]],
+)
 def test_every_layout_of_names_is_known(name, layout):
     arch = ARCHS[name]
     params, batch_stats = variables(arch)
@@ -80,6 +94,47 @@ def test_every_layout_of_names_is_known(name, layout):
             lambda leaf: leaf.astype(jnp.float16).astype(jnp.float32), (params, batch_stats)
         )
     assert_identical(imported, (params, batch_stats))
+
+
+@pytest.mark.parametrize("name", ["basic", "bottleneck"])
+def test_hugging_faces_names_are_written_and_read(name):
+    """Of gates too. The names themselves are compared with theirs in pretrained_torch_test."""
+    arch = ARCHS[name]
+    params, batch_stats = variables(arch)
+    tensors = pretrained.export_state_dict(params, batch_stats, arch, "huggingface")
+    assert "resnet.encoder.stages.1.layers.0.shortcut.normalization.running_var" in tensors
+    assert "resnet.encoder.stages.3.layers.1.gate.fc2.bias" in tensors
+    assert {name.split(".")[0] for name in tensors} == {"resnet", "classifier"}
+    found = pretrained.import_state_dict(tensors, arch, *variables(arch, seed=1))
+    assert_identical(found, (params, batch_stats))
+
+
+@pytest.mark.parametrize("name", ["A", "bottleneck"])
+def test_a_new_head_is_the_networks_own(name):
+    """For three classes, of weights that are for five."""
+    arch = ARCHS[name]
+    own_arch = dataclasses.replace(arch, num_classes=3)
+    params, batch_stats = variables(arch)
+    own, own_stats = variables(own_arch, seed=1)
+    imported, stats = pretrained.import_state_dict(
+        exported(arch), own_arch, own, own_stats, new_head=True
+    )
+    assert imported["fc"]["kernel"].shape[1] == 3
+    assert_identical(imported["fc"], own["fc"])
+    kept = {key: tree for key, tree in imported.items() if key != "fc"}
+    assert_identical(kept, {key: tree for key, tree in params.items() if key != "fc"})
+    assert_identical(stats, batch_stats)
+    with pytest.raises(UserError, match="num_classes 3, not 5"):
+        pretrained.check(exported(arch), own_arch, "x.th")
+    # A backbone alone is enough, and anything else must be whole all the same.
+    head = ("fc.", "linear.")
+    backbone = {key: x for key, x in exported(arch).items() if not key.startswith(head)}
+    pretrained.check(backbone, own_arch, "x.th", new_head=True)
+    with pytest.raises(UserError, match="lacks fc.bias, fc.weight"):
+        pretrained.check(backbone, arch, "x.th")
+    backbone.pop("bn1.weight")
+    with pytest.raises(UserError, match="lacks bn1.weight; name"):
+        pretrained.check(backbone, own_arch, "x.th", new_head=True)
 
 
 @pytest.mark.parametrize("name", ["A", "external", "bottleneck"])

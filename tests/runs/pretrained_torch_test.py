@@ -13,7 +13,7 @@ from helpers.pretrained_networks import ARCHS, variables
 from helpers.variables import apply
 from urnet_jax import config as config_lib
 from urnet_jax.data import augment
-from urnet_jax.nets.architecture import Architecture, StageSpec
+from urnet_jax.nets.architecture import IMAGENET_BLOCKS, Architecture, StageSpec
 from urnet_jax.nets.resnet import ResNet
 from urnet_jax.runs import pretrained
 from urnet_jax.train import resume
@@ -201,3 +201,40 @@ def test_projections_of_a_cifar_network_have_pytorchs_logits():
     images = np.random.default_rng(0).normal(size=(3, 8, 8, 3)).astype(np.float32)
     expected = torch_logits(network, images)
     np.testing.assert_allclose(logits(arch, *imported, images), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("depth", [18, 50])
+def test_a_random_network_of_hugging_face_has_its_logits_and_is_written_back(depth, tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    kind, blocks = IMAGENET_BLOCKS[depth]
+    expansion = 4 if kind == "bottleneck" else 1
+    config = transformers.ResNetConfig(
+        embedding_size=64, hidden_sizes=[64 * 2**i * expansion for i in range(4)],
+        depths=list(blocks), layer_type=kind, num_labels=7,
+    )  # fmt: skip
+    network = transformers.ResNetForImageClassification(config).eval()
+    randomize(network)
+    network.save_pretrained(tmp_path / "saved")
+    arch = Architecture("imagenet", depth, 7, 64, width=64, shortcut="B", gated=False)
+    params, batch_stats = pretrained.import_state_dict(
+        pretrained.read_state_dict(tmp_path / "saved"), arch, *variables(arch)
+    )
+    images = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
+    with torch.no_grad():
+        expected = network(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).logits.numpy()
+    assert 0.1 < expected.std() < 10  # else 1e-4 would say little
+    np.testing.assert_allclose(
+        logits(arch, params, batch_stats, images), expected, rtol=0, atol=1e-4
+    )
+    written = pretrained.export_state_dict(params, batch_stats, arch, "huggingface")
+    other = transformers.ResNetForImageClassification(config)
+    missing = other.load_state_dict(
+        {name: torch.tensor(array) for name, array in written.items()}, strict=False
+    )
+    assert not missing.unexpected_keys
+    assert all(name.endswith("num_batches_tracked") for name in missing.missing_keys)
+    for name, tensor in network.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            assert torch.equal(tensor, other.state_dict()[name]), name

@@ -17,6 +17,8 @@ def main() -> None:
 
     --workdir  the folder of a run by train.py
     --output   the file: .safetensors, or .pt, .pth or .th, which need the extra torch
+    --names    torchvision (default; those of CIFAR ResNets where it is one), or huggingface: of its
+               ResNetForImageClassification
     --step     newest (default), best (by the mean top-1 of its evaluation) or a step's number
 
     Gates are written too, as layer1.0.gate.fc1.weight and so on. --config.init.from=FILE takes the
@@ -32,6 +34,7 @@ def _parse_export(argv: list[str]) -> None:
     flags.DEFINE_string("workdir", "", "The folder of a run by train.py.")
     flags.DEFINE_string("output", "", "The file.")
     flags.DEFINE_string("step", "newest", "Which checkpoint.")
+    flags.DEFINE_enum("names", "torchvision", ["torchvision", "huggingface"], "Whose names.")
     parse(argv)
     check_workdir()
     which_step()
@@ -43,4 +46,4 @@ def _parse_export(argv: list[str]) -> None:
 def _export(_: None) -> None:
     from urnet_jax.runs import pretrained
 
-    pretrained.export_workdir(FLAGS.workdir, FLAGS.output, which_step())
+    pretrained.export_workdir(FLAGS.workdir, FLAGS.output, which_step(), FLAGS.names)

@@ -23,13 +23,13 @@ from urnet_jax.nets.mode import Build
 from urnet_jax.nets.network import Tree
 from urnet_jax.runs.load import load_network
 from urnet_jax.runs.resnet_names import ResNetNames
-from urnet_jax.runs.tensor_names import Path, Place, TensorNames, listed
+from urnet_jax.runs.tensor_names import Names, Path, Place, TensorNames, listed
 from urnet_jax.runs.torch_files import Tensors, check_output, read_state_dict, write_state_dict
 
 
 def import_state_dict(
     tensors: Tensors, arch: Any, params: Tree, batch_stats: Tree,
-    source: epath.PathLike = "the state dict",
+    source: epath.PathLike = "the state dict", *, new_head: bool = False,
 ) -> tuple[Tree, Tree]:  # fmt: skip
     """The network's params and batch_stats with the weights of a state dict.
 
@@ -39,11 +39,12 @@ def import_state_dict(
       params: its present ones. A gated network keeps their gates where `tensors` has none.
       batch_stats: its present ones.
       source: what errors call `tensors`.
+      new_head: the network keeps its own last layer, for other classes than those of `tensors`.
 
     Raises:
       UserError: see `check`.
     """
-    names = check(tensors, arch, source)
+    names = check(tensors, arch, source, new_head=new_head)
     found: dict[Path, list[np.ndarray]] = {}
     stacked = set()
     for name, place in _places(arch).items():
@@ -64,12 +65,20 @@ def import_state_dict(
     return filled(params), filled(batch_stats)
 
 
-def export_state_dict(params: Tree, batch_stats: Tree, arch: Any) -> Tensors:
+def export_state_dict(
+    params: Tree, batch_stats: Tree, arch: Any, like: Names = "torchvision"
+) -> Tensors:
     """The network's state dict, gates included.
 
     A residual network has the names of torchvision, or of the `cifar` family those of the usual
     CIFAR ResNets. PyTorch loads that of a plain network with `strict=True`, and counts its batches
     anew; that of a gated one, whose gates are tensors too, with `strict=False`.
+
+    Args:
+      params: the network's.
+      batch_stats: the network's.
+      arch: its description.
+      like: `huggingface` for the names of its `ResNetForImageClassification`.
     """
     names = _names(arch)
     leaves = traverse_util.flatten_dict(params) | traverse_util.flatten_dict(batch_stats)
@@ -77,12 +86,16 @@ def export_state_dict(params: Tree, batch_stats: Tree, arch: Any) -> Tensors:
     for name, place in _places(arch).items():
         array = np.asarray(leaves[place.path])
         array = array if place.unit is None else array[place.unit]
-        tensors[names.written(name)] = np.ascontiguousarray(np.transpose(array, place.axes))
+        tensors[names.written(name, like)] = np.ascontiguousarray(np.transpose(array, place.axes))
     return tensors
 
 
-def check(tensors: Tensors, arch: Any, source: epath.PathLike) -> dict[str, str]:
+def check(
+    tensors: Tensors, arch: Any, source: epath.PathLike, *, new_head: bool = False
+) -> dict[str, str]:
     """Accounts for every tensor of a state dict; counts of batches are known and not used.
+
+    With `new_head` the last layer of `tensors` is known and not used either.
 
     Returns:
       The name in `tensors` by that of `TensorNames.places`.
@@ -97,11 +110,15 @@ def check(tensors: Tensors, arch: Any, source: epath.PathLike) -> dict[str, str]
     names: dict[str, str] = {}
     for name in tensors:
         known = convention.known(name)
+        if new_head and convention.is_head(known):
+            continue
         if known in names:
             raise UserError(f"{source} holds both {names[known]} and {name}; drop one of them.")
         names[known] = name
     shapes = {known: tuple(tensors[name].shape) for known, name in names.items()}
-    described = convention.check_kind(shapes, source)
+    described = convention.check_kind(shapes, source, new_head=new_head)
+    if new_head:
+        places = {name: place for name, place in places.items() if not convention.is_head(name)}
     counts = {name.replace("running_mean", "num_batches_tracked") for name in places}
     gated = any(places[name].of_gate for name in names if name in places)
     missing = [n for n, p in places.items() if n not in names and (gated or not p.of_gate)]
@@ -157,19 +174,22 @@ def initial_variables(config: Config) -> tuple[Tree, Tree]:
     params, batch_stats = network.init_variables(*config_lib.network(config), config.seed)
     if source := config.init["from"]:
         arch, tensors = config_lib.architecture(config), read_state_dict(source)
-        return import_state_dict(tensors, arch, params, batch_stats, source)
+        new_head = config.init.head == "new"
+        return import_state_dict(tensors, arch, params, batch_stats, source, new_head=new_head)
     return params, batch_stats
 
 
 def export_workdir(
-    workdir: epath.PathLike, output: epath.PathLike, which: Literal["newest", "best"] | int
-) -> None:
+    workdir: epath.PathLike, output: epath.PathLike, which: Literal["newest", "best"] | int,
+    like: Names = "torchvision",
+) -> None:  # fmt: skip
     """Writes the network of a run's checkpoint, averaged if it is, as a state dict.
 
     Args:
       workdir: of the run.
       output: the file, `.safetensors`, `.pt`, `.pth` or `.th`.
       which: as for `load.load_network`.
+      like: whose names the tensors are given, see `export_state_dict`.
 
     Raises:
       UserError: the workdir holds no such checkpoint, or `output` cannot be written.
@@ -177,7 +197,7 @@ def export_workdir(
     check_output(output)
     meta, params, batch_stats = load_network(workdir, which)
     arch = config_lib.architecture(meta.config)
-    tensors = export_state_dict(params, batch_stats, arch)
+    tensors = export_state_dict(params, batch_stats, arch, like)
     write_state_dict(tensors, output)
     print(f"{arch.describe()}, step {meta.step} ({meta.phase}): {len(tensors)} tensors")
     print(output)

@@ -1,10 +1,10 @@
 """What PyTorch's residual networks call their tensors, and which network such tensors are of.
 
-Known are the names of torchvision and timm (`conv1`, `layer1.0.downsample.0`, `fc`) and those of
-the usual CIFAR ResNets (`shortcut` and `linear`), with and without a leading `module.`. The names
-and shapes show the architecture but for two things, which the config alone says: whether a
-shortcut without parameters is `A` or `pool`, and that the 3x3 convolution of a bottleneck has the
-stride, as in torchvision and timm.
+Known are the names of torchvision and timm (`conv1`, `layer1.0.downsample.0`, `fc`), those of the
+usual CIFAR ResNets (`shortcut` and `linear`), with and without a leading `module.`, and those of
+Hugging Face (`hugging_face_names`). The names and shapes show the architecture but for two things,
+which the config alone says: whether a shortcut without parameters is `A` or `pool`, and that the
+3x3 convolution of a bottleneck has the stride, as in all of these.
 """
 
 import re
@@ -15,7 +15,8 @@ from etils import epath
 
 from urnet_jax.errors import UserError
 from urnet_jax.nets.architecture import IMAGENET_BLOCKS, Architecture
-from urnet_jax.runs.tensor_names import Path, Shape, TensorNames, listed
+from urnet_jax.runs import hugging_face_names
+from urnet_jax.runs.tensor_names import Names, Path, Shape, TensorNames, listed
 
 _KEYS = {"entry": "0", "downsample_conv": "downsample.0", "downsample_bn": "downsample.1"}
 
@@ -37,16 +38,26 @@ class ResNetNames(TensorNames):
         return name if unit is None else name.replace(f"body.{unit}", str(unit + 1))
 
     def known(self, name: str) -> str:
-        name = re.sub(r"^linear\.", "fc.", super().known(name))
+        name = hugging_face_names.to_torchvision(super().known(name))
+        name = re.sub(r"^linear\.", "fc.", name)
         return name.replace(".shortcut.", ".downsample.")
 
-    def written(self, name: str) -> str:
+    def is_head(self, name: str) -> bool:
+        return name.startswith("fc.")
+
+    def written(self, name: str, like: Names = "torchvision") -> str:
+        if like == "huggingface":
+            return hugging_face_names.from_torchvision(name)
         if self.arch.family != "cifar":
             return name
         return re.sub(r"^fc\.", "linear.", name.replace(".downsample.", ".shortcut."))
 
-    def check_kind(self, shapes: Mapping[str, Shape], source: epath.PathLike) -> str:
+    def check_kind(
+        self, shapes: Mapping[str, Shape], source: epath.PathLike, *, new_head: bool = False
+    ) -> str:
         held = _architecture(shapes, source)
+        if new_head:
+            held.pop("num_classes", None)
         asked = {name: getattr(self.arch, name) for name in held}
         if asked["shortcut"] == "pool":  # Without parameters, as A is.
             asked["shortcut"] = "A"
@@ -69,10 +80,11 @@ def _architecture(shapes: Mapping[str, Shape], source: epath.PathLike) -> dict[s
     """
     stem, blocks = shapes.get("conv1.weight", ()), _blocks_per_stage(shapes)
     if len(stem) != 4 or not blocks:
+        seen = _seen(shapes)
         raise UserError(
-            f"{source} holds no ResNet by the names of torchvision, timm or the CIFAR ResNets: "
-            f"expected conv1.weight, layer1.0.conv1.weight and so on, and it holds "
-            f"{listed(shapes)}; name another file."
+            f"{source} holds no ResNet by the names of torchvision, timm, Hugging Face or the "
+            f"CIFAR ResNets{f', but {seen}' if seen else ''}: expected conv1.weight, "
+            f"layer1.0.conv1.weight and so on, and it holds {listed(shapes)}; name another file."
         )
     kind = "bottleneck" if "layer1.0.conv3.weight" in shapes else "basic"
     depth = None
@@ -97,6 +109,22 @@ def _architecture(shapes: Mapping[str, Shape], source: epath.PathLike) -> dict[s
     if shapes.get("fc.weight"):
         held["num_classes"] = shapes["fc.weight"][0]
     return held
+
+
+_KINDS = (
+    (r"conv1\.\d+\.weight", "one with a deep stem, of several convolutions (a ResNet-D)"),
+    (r"(.*\.)?(cls_token|patch_embed\b.*|patch_embeddings\b.*)", "a vision transformer"),
+    (r"(model\.)?features\..*", "a network of `features` (VGG, DenseNet, MobileNet)"),
+    (r"(.*\.)?(downsample_layers|dwconv)\..*", "a ConvNeXt"),
+    (r"(_blocks|blocks)\..*", "a network of `blocks` (EfficientNet and others)"),
+    (r"(.*\.)?se_?(module)?\.(fc|conv)\w*\..*", "one with squeeze-and-excitation"),
+)
+
+
+def _seen(names: Iterable[str]) -> str:
+    """For people: what kind of network the names are plainly of; empty if they do not show it."""
+    names = list(names)
+    return next((kind for known, kind in _KINDS if any(re.fullmatch(known, n) for n in names)), "")
 
 
 def _blocks_per_stage(names: Iterable[str]) -> tuple[int, ...]:

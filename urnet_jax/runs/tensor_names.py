@@ -2,10 +2,13 @@
 
 import dataclasses
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 Path: TypeAlias = tuple[str, ...]
 Shape: TypeAlias = tuple[int, ...]
+
+Names = Literal["torchvision", "huggingface"]
+"""Whose names a file is written under; those of CIFAR ResNets count as torchvision's."""
 
 _LEAVES = {
     "kernel": "weight",
@@ -77,16 +80,24 @@ class TensorNames:
         """This class's name for a tensor that others may call otherwise."""
         return name.removeprefix("module.")
 
-    def written(self, name: str) -> str:
-        """What a tensor is called in a file that is written."""
+    def is_head(self, name: str) -> bool:
+        """Whether a tensor, by its `known` name, is of the layer that gives the classes."""
+        return name.startswith(getattr(self.arch, "head_name", "head") + ".")
+
+    def written(self, name: str, like: Names = "torchvision") -> str:
+        """What a tensor is called in a file that is written like those of others."""
+        del like
         return name
 
-    def check_kind(self, shapes: Mapping[str, Shape], source: Any) -> str:
+    def check_kind(
+        self, shapes: Mapping[str, Shape], source: Any, *, new_head: bool = False
+    ) -> str:
         """Refuses tensors that are plainly of another kind of network or of another size.
 
         Args:
           shapes: of the tensors, by their `known` names.
           source: what errors call the tensors.
+          new_head: how many classes the tensors are for is of no account.
 
         Returns:
           For people: what network the tensors are of.
@@ -94,7 +105,7 @@ class TensorNames:
         Raises:
           UserError: they are of another one.
         """
-        del shapes, source
+        del shapes, source, new_head
         return self.arch.describe()
 
 

@@ -26,17 +26,15 @@ def read_state_dict(path: epath.PathLike) -> Tensors:
 
     Args:
       path: a file of safetensors, or one of PyTorch, which may hold its tensors under `state_dict`
-        or `model`. Its content decides which it is.
+        or `model`. Its content decides which it is. Or the folder of Hugging Face's
+        `save_pretrained`, with such a file.
 
     Raises:
       UserError: there is no such file, it is none of weights or holds other things too, or it
         needs PyTorch and there is none.
     """
     if "://" not in str(path) and epath.Path(path).is_dir():
-        raise UserError(
-            f"{path} is a folder; name a file of weights, or set init_from of the first phase to "
-            "begin with a run by train.py."
-        )
+        path = _within(epath.Path(path))
     try:
         content = epath.Path(path).read_bytes()
     except (OSError, ImportError) as error:  # A bucket needs a library that may be missing.
@@ -53,6 +51,25 @@ def read_state_dict(path: epath.PathLike) -> Tensors:
         ) from error
     except Exception as error:  # Its own kind is not a public name.
         raise _damaged(path, "safetensors") from error
+
+
+_SAVED = ("model.safetensors", "pytorch_model.bin")
+
+
+def _within(folder: epath.Path) -> epath.Path:
+    """The file of weights in a folder by `save_pretrained`."""
+    for name in _SAVED:
+        if (folder / name).exists():
+            return folder / name
+        if (folder / f"{name}.index.json").exists():
+            raise UserError(
+                f"{folder} holds its weights in several files ({name}.index.json); save them in "
+                "one, with a larger max_shard_size."
+            )
+    raise UserError(
+        f"{folder} is a folder without {' or '.join(_SAVED)}; name a file of weights, or set "
+        "init_from of the first phase to begin with a run by train.py."
+    )
 
 
 def _read_torch(content: bytes, path: epath.PathLike) -> Tensors:

@@ -128,7 +128,8 @@ def check_init(config: Config, phase: str) -> None:
             "from one of them; leave the other empty."
         )
     arch = config_lib.architecture(config)
-    pretrained.check(pretrained.read_state_dict(source), arch, source)
+    tensors = pretrained.read_state_dict(source)
+    pretrained.check(tensors, arch, source, new_head=config.init.head == "new")
 
 
 def check_init_from(config: Config, phase: str) -> None:
