@@ -24,12 +24,9 @@ rows one after another, evaluates each over S and writes a JSON file, a table an
 --fresh         evaluate again what is recorded
 """
 
-import dataclasses
 import functools
 import json
 import pathlib
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -40,20 +37,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from absl import flags
 
-from benchmarks import paper_report, paper_rows, results, timing
-from urnet_jax import config as config_lib
+from benchmarks import paper_report, paper_rows, results, timing, trained
 from urnet_jax.errors import Stopped, UserError, told_to_the_user
-from urnet_jax.fields import LATER
 from urnet_jax.runs import checkpoint
-from urnet_jax.train.interruption import EXIT_CODES
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-SETTINGS = "paper.json"
-"""In a run's workdir: what it was made with."""
-
-PATHS = ("data.dir", "init.from", "pretrain.init_from", "gates.init_from", "joint.init_from")
-"""Fields that say where something lies, and nothing of what it is."""
-
 STEADY = {
     "eval.every_epochs": 0.0,
     "eval.scales": paper_rows.SCALES,
@@ -64,28 +52,17 @@ STEADY = {
 """Fields of all runs: their checkpoints stay small enough to be carried elsewhere."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Network:
-    """One to be trained: its workdir, its config and the fields of that which are overridden."""
-
-    workdir: pathlib.Path
-    config: str
-    fields: dict[str, Any]
-    settings: dict[str, Any]
-    """All that it hangs on."""
-
-
 def main(argv: Sequence[str]) -> None:
     """Runs the command line."""
     with told_to_the_user("Interrupted: the same command goes on from the last checkpoint."):
         values = parse(list(argv))
         groups = _groups(values, deadline=time.monotonic() + values.time_limit_s)
         values.output = f"{values.output}/{values.base}_{values.data}"
-        device, about = _device(), {"base": values.base, "dataset": values.data}
+        device, about = trained.device(), {"base": values.base, "dataset": values.data}
         path = pathlib.Path(results.record_path(values.output, device))
         try:
             _, record = results.measure(
-                groups, values, timed=False, device=device, about=about, same=same_settings
+                groups, values, timed=False, device=device, about=about, same=trained.same_settings
             )
         except (Stopped, UserError, KeyboardInterrupt):
             if path.exists():
@@ -106,19 +83,21 @@ def _groups(values: flags.FlagValues, deadline: float) -> list[results.Group]:
         raise UserError("--data_dir is missing; name a prepared TFDS data_dir.")
     asked = {paper_rows.BASE: _base(values)}
     asked |= {name: _row(values, row) for name, row in rows.items()}
-    base = _settings(*asked[paper_rows.BASE])
+    base = trained.settings_of(*asked[paper_rows.BASE])
     groups: list[results.Group] = []
     trainings: list[Callable[[], None]] = []
     for name, (config, fields) in asked.items():
-        settings = _settings(config, fields)
+        settings = trained.settings_of(config, fields)
         settings |= {} if name == paper_rows.BASE else {"base": base}
-        network = Network(pathlib.Path(values.workdir) / name, config, fields, settings)
-        _check_workdir(network)
-        train = functools.cache(functools.partial(_train, network, deadline))
+        network = trained.Network(pathlib.Path(values.workdir) / name, config, fields, settings)
+        trained.check_workdir(network)
+        train = functools.cache(functools.partial(trained.train, network, deadline))
         # The first is the plain network, from which a row begins, be it recorded already.
         begun = bool(checkpoint.steps(network.workdir))
         needed = [train] if begun else [*trainings[:1], train]
-        groups.append((name, settings, functools.partial(_measure, network, needed, deadline)))
+        groups.append(
+            (name, settings, functools.partial(trained.measure, network, needed, deadline))
+        )
         trainings.append(train)
     return groups
 
@@ -174,126 +153,6 @@ def _row(values: flags.FlagValues, row: paper_rows.Row) -> tuple[str, dict[str, 
     if scale < 1:
         fields |= paper_rows.SHORT
     return f"table1:{row.table1}", fields | dict(row.fields)
-
-
-def _settings(config: str, fields: dict[str, Any]) -> dict[str, Any]:
-    """All that a network hangs on, as JSON gives it back; not where files lie.
-
-    Raises:
-      UserError: there is no such network.
-    """
-    whole = config_lib.load(config)
-    whole.update_from_flattened_dict(fields)
-    config_lib.validate(whole)
-    kept = {n: v for n, v in config_lib.flatten(whole).items() if n not in PATHS}
-    kept["init"] = pathlib.Path(fields.get("init.from", "")).name
-    return json.loads(json.dumps(kept))
-
-
-def same_settings(held: dict[str, Any], asked: dict[str, Any]) -> bool:
-    """Whether settings are the same, to what is recorded of their digits."""
-    return _whole(held) == _whole(asked)
-
-
-def _whole(settings: dict[str, Any]) -> dict[str, Any]:
-    """With what fields mean that settings from before them lack."""
-    base = {"base": _whole(settings["base"])} if "base" in settings else {}
-    return results.rounded(LATER | settings | base)
-
-
-def _check_workdir(network: Network) -> None:
-    """Refuses a run that was made with other settings, which it would go on with.
-
-    Raises:
-      UserError: there is one.
-    """
-    path = network.workdir / SETTINGS
-    if not path.exists():
-        if any(path.parent.glob("*")):
-            raise UserError(
-                f"{network.workdir} holds something else than a run of this benchmark: move it."
-            )
-        return
-    held, asked = _whole(json.loads(path.read_text())), _whole(network.settings)
-    for name in asked.keys() | held.keys():
-        if held.get(name) != asked.get(name):
-            now, then = (f"{values.get(name)!r:.200}" for values in (asked, held))
-            raise UserError(
-                f"{network.workdir} holds a run with {name} {then}, and {now} is asked for: move "
-                "that folder, or name another --workdir."
-            )
-
-
-def _train(network: Network, deadline: float) -> None:
-    """Trains a network to its end, or goes on with it.
-
-    Raises:
-      Stopped: the time was over, or a SIGTERM came; it has saved.
-      UserError: training ended otherwise, and has said why.
-    """
-    results.write_json(network.workdir / SETTINGS, network.settings)
-    print(f"{network.workdir.name}: {network.config}", flush=True)
-    overrides = [f"--config.{field}={_text(value)}" for field, value in network.fields.items()]
-    what = f"--workdir={network.workdir}", f"--config={network.config}", *overrides
-    _run("train.py", *what, deadline=deadline)
-
-
-def _measure(
-    network: Network, trainings: Sequence[Callable[[], None]], deadline: float
-) -> tuple[list[results.Row], dict[str, str]]:
-    """Trains what is needed, the network itself the last, and evaluates it.
-
-    Raises:
-      Stopped, UserError: see `_train`; evaluation likewise.
-    """
-    for train in trainings:
-        train()
-    where = f"--workdir={network.workdir}", f"--data_dir={network.fields['data.dir']}"
-    _run("evaluate.py", *where, deadline=deadline)
-    found = json.loads((network.workdir / "eval.json").read_text())
-    return [{**row, "step": found["step"]} for row in found["rows"]], {
-        "architecture": found["architecture"]
-    }
-
-
-def _text(value: Any) -> str:
-    """A field as the command line takes it."""
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def _run(script: str, *arguments: str, deadline: float) -> None:
-    """Runs one of the commands to its end, or has it save when the time is over."""
-    process = subprocess.Popen([sys.executable, str(ROOT / script), *arguments])
-    # Whoever stops the benchmark stops the training, which saves.
-    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-    try:
-        left_s = deadline - time.monotonic()
-        code = process.wait(max(left_s, 0.0) if left_s < float("inf") else None)
-    except subprocess.TimeoutExpired:
-        process.terminate()
-        process.wait()
-        code = EXIT_CODES["SIGTERM"]
-    except KeyboardInterrupt:
-        process.wait()  # It has had the Ctrl-C too, and saves.
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    if code in (EXIT_CODES["SIGTERM"], -signal.SIGTERM):
-        raise Stopped(
-            "Stopped, by --time_limit_s or a signal: what was in training has saved, and the same "
-            "command goes on.", EXIT_CODES["SIGTERM"],
-        )  # fmt: skip
-    if code:
-        raise UserError(f"{script} ended with {code}, for the reason that it says above.")
-
-
-def _device() -> dict[str, Any]:
-    """`results.describe_device` of another process: this one must leave the accelerator alone."""
-    code = "import json; from benchmarks.results import *; print(json.dumps(describe_device()))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    return json.loads(done.stdout)
 
 
 if __name__ == "__main__":

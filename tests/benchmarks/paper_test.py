@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import paper, paper_report, paper_rows
+from benchmarks import paper_report, paper_rows, trained
 from urnet_jax import config as config_lib
 from urnet_jax.errors import UserError
 from urnet_jax.runs import checkpoint
@@ -251,8 +251,8 @@ def test_a_set_comes_with_the_row_that_it_is_compared_with(tmp_path: pathlib.Pat
 def test_settings_from_before_a_field_are_the_same():
     settings = {"scale.beta": 2.0, "joint.epochs": 100 * 0.07, "gate.noise": False}
     before, other = {"scale.beta": 2.0, "joint.epochs": 7.0}, settings | {"scale.beta": 4.0}
-    assert paper.same_settings(before, settings) and paper.same_settings(
+    assert trained.same_settings(before, settings) and trained.same_settings(
         {"base": before}, {"base": settings}
     )
-    assert not paper.same_settings(before, settings | {"gate.noise": True})
-    assert not paper.same_settings({"base": before}, {"base": other})
+    assert not trained.same_settings(before, settings | {"gate.noise": True})
+    assert not trained.same_settings({"base": before}, {"base": other})

@@ -133,13 +133,15 @@ def test_killed_and_started_again_equals_uninterrupted(finished, start, tiny, ti
 
 
 TWICE = """
-import sys
+import sys, time
 from urnet_jax.train import interruption
 
 with interruption.watched() as asked_to_stop:
     print("watching", flush=True)
     while not asked_to_stop(1):
-        pass
+        # As every real step does, it lets go of Python now and then: in a loop that never does,
+        # CPython can miss a signal that another thread is given, and never look again.
+        time.sleep(0.001)
     print(asked_to_stop(1), flush=True)
     sys.stdin.read()
 """

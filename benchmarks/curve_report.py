@@ -1,0 +1,128 @@
+"""The table, the CSV file and the plot of `benchmarks/curve.py`."""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.results import Row
+from urnet_jax.evaluate.figures import to_png
+
+COLUMNS = ["network", "S", "flops_share", "top1", "asked", "distinct_paths", "seed"]
+
+
+def table(record: Row) -> pd.DataFrame:
+    """A row for every network, S and seed, without those from before calibration.
+
+    Columns: `network`, `S` (missing for static networks), `flops_share` (of the base without
+    gates), `top1` in percent, `asked` (the share that S asks for), `distinct_paths` among the test
+    images, and `seed`.
+    """
+    rows = [row for row in record["rows"] if row["calibration"] != "before"]
+    names = [row["group"].rsplit(",", 1)[0] for row in rows]
+    full = max(
+        (r["flops_mean"] for r, n in zip(rows, names, strict=True) if n.startswith("static")),
+        default=np.nan,
+    )
+    found = [
+        {
+            "network": name,
+            "S": row["scale"] if row["calibration"] else np.nan,
+            # Without static networks beside it, of its own, gates included.
+            "flops_share": row["flops_mean"] / full if full == full else row["flops_share"],
+            "top1": row["top1_percent"],
+            "asked": row["scale"] if row["calibration"] else np.nan,
+            "distinct_paths": row.get("distinct_paths", 1),
+            "seed": row["seed"],
+        }
+        for name, row in zip(names, rows, strict=True)
+    ]
+    return pd.DataFrame(found, columns=COLUMNS)
+
+
+def to_static(rows: Any) -> np.ndarray:
+    """Points of top-1 over the line through the static networks, at each row's cost.
+
+    The line's points are means over seeds; missing where the cost is outside of it.
+    """
+    static = _static(rows)
+    if len(static) < 2:
+        return np.full(len(rows), np.nan)
+    costs, top1 = static["flops_share"].to_numpy(), static["top1"].to_numpy()
+    line = np.interp(rows["flops_share"], costs, top1, left=np.nan, right=np.nan)
+    return rows["top1"].to_numpy() - line
+
+
+def _static(rows: Any) -> Any:
+    """The static networks by cost, the means over seeds."""
+    static = rows[rows["S"].isna()].groupby("network")[["flops_share", "top1"]].mean()
+    return static.sort_values("flops_share")
+
+
+def plot(rows: Any, title: str) -> Figure:
+    """Top-1 against the share of the base's FLOPs: static networks, and each resizable one."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    static, means = rows[rows["S"].isna()], _static(rows)
+    if len(static):
+        axes.plot(
+            100 * means["flops_share"], means["top1"], color="0.35", marker="s", ls="--",
+            label="static networks",
+        )  # fmt: skip
+        axes.scatter(100 * static["flops_share"], static["top1"], color="0.35", s=8)
+        for name, point in means.iterrows():
+            axes.annotate(
+                str(name).removeprefix("static "), (100 * point["flops_share"], point["top1"]),
+                textcoords="offset points", xytext=(0, 6), fontsize=7, color="0.35", ha="center",
+            )  # fmt: skip
+    for name, of_one in rows[rows["S"].notna()].groupby("network", sort=False):
+        line = of_one.groupby("S")[["flops_share", "top1"]].mean()
+        main = name == "resizable"
+        axes.plot(
+            100 * line["flops_share"], line["top1"], marker="o", ms=4 if main else 3,
+            lw=1.8 if main else 0.9, label=name, zorder=3 if main else 2,
+        )  # fmt: skip
+        if of_one["seed"].nunique() > 1:
+            axes.scatter(100 * of_one["flops_share"], of_one["top1"], s=6, zorder=3)
+    axes.set_xlabel("FLOPs of an image, % of the base's")
+    axes.set_ylabel("top-1, %")
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.margins(0.08, 0.1)
+    axes.legend(fontsize=8, loc="lower right")
+    return figure
+
+
+def write(record: Row, path: pathlib.Path) -> list[pathlib.Path]:
+    """Writes curve.csv and curve.png beside the record, and prints the table."""
+    rows = table(record)
+    csv, png = path.with_name("curve.csv"), path.with_name("curve.png")
+    rows.to_csv(csv, index=False, float_format="%.6g")
+    base = record["base"].replace("resnet", "ResNet-")
+    png.write_bytes(to_png(plot(rows, f"{base} on {_data(record['dataset'])}")))
+    _show(rows)
+    return [path, csv, png]
+
+
+def _data(dataset: str) -> str:
+    return "CIFAR-10 (JPEG)" if dataset == "cifar10" else dataset
+
+
+def _show(rows: pd.DataFrame) -> None:
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for header in ("network", "S", "FLOPs, %", "top-1, %", "over static", "paths", "seed"):
+        shown.add_column(header, justify="left" if header == "network" else "right")
+    over = to_static(rows)
+    cells: Any = rows.itertuples()
+    for row, points in zip(cells, over, strict=True):
+        shown.add_row(
+            row.network, "" if np.isnan(row.S) else f"{row.S:g}", f"{100 * row.flops_share:.1f}",
+            f"{row.top1:.2f}", "" if np.isnan(row.S) or np.isnan(points) else f"{points:+.2f}",
+            str(row.distinct_paths), str(row.seed),
+        )  # fmt: skip
+    Console().print(shown)
