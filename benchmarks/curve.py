@@ -41,6 +41,7 @@ from absl import flags
 
 from benchmarks import curve_report, curve_rows, paper_rows, results, timing, trained
 from benchmarks.trained import Network
+from urnet_jax import config as config_lib
 from urnet_jax.errors import Stopped, UserError, told_to_the_user
 from urnet_jax.runs import checkpoint
 
@@ -63,6 +64,7 @@ def main(argv: Sequence[str]) -> None:
         groups = _groups(values, deadline=time.monotonic() + values.time_limit_s)
         values.output = f"{values.output}/{values.base}_{values.data}"
         device, about = trained.device(), {"base": values.base, "dataset": values.data}
+        about["base_flops"] = _base_flops(values)
         path = pathlib.Path(results.record_path(values.output, device))
         try:
             _, record = results.measure(
@@ -96,6 +98,11 @@ def parse(argv: list[str]) -> flags.FlagValues:
     flags.DEFINE_float("gated_epochs", 12.0, "", lower_bound=1e-3, flag_values=values)
     results.define_flags(values, "curve")
     timing.parse_flags(values, argv, __doc__ or "")
+    if values.weights_dir and values.plain_epochs:
+        raise UserError(
+            f"--plain_epochs is {values.plain_epochs}, and with --weights_dir no plain network is "
+            "trained first: leave one of the two out."
+        )
     if values.plain_epochs is None:
         values.plain_epochs = 0.0 if values.weights_dir else 12.0
     if not values.data_dir and values.data != "digits":
@@ -111,9 +118,9 @@ def _groups(values: flags.FlagValues, deadline: float) -> list[results.Group]:
     """
     groups: list[results.Group] = []
     for seed in _seeds(values.seeds):
-        plain = _network(values, "plain", seed, _plain(values, seed))
         begins: list[Callable[[], None]] = []
-        if values.plain_epochs and not values.weights_dir:
+        if values.plain_epochs and {"gated", "ablation"} & set(values.rows.split(",")):
+            plain = _network(values, "plain", seed, _plain(values, seed))
             begins = [functools.cache(functools.partial(trained.train, plain, deadline))]
         for name, fields in _asked(values, seed).items():
             network = _network(values, name, seed, fields)
@@ -121,6 +128,14 @@ def _groups(values: flags.FlagValues, deadline: float) -> list[results.Group]:
             measure = functools.partial(_measure, network, begins if gated else [], deadline, seed)
             groups.append((f"{name}, seed {seed}", network.settings, measure))
     return groups
+
+
+def _base_flops(values: flags.FlagValues) -> float:
+    """FLOPs of an image in the base, which has no gates."""
+    config = config_lib.load("cifar10_resnet20")
+    config.update_from_flattened_dict(paper_rows.DATA[values.data])
+    config.model.update({"depth": curve_rows.depths(values.base)[-1], "gated": False})
+    return 2.0 * config_lib.architecture(config).cost.full_macs
 
 
 def _seeds(text: str) -> list[int]:
@@ -177,7 +192,7 @@ def _static(values: flags.FlagValues, seed: int, depth: int, epochs: float) -> d
 
 def _plain(values: flags.FlagValues, seed: int) -> dict[str, Any]:
     """The plain network that the resizable one begins with."""
-    return _static(values, seed, curve_rows.depths(values.base)[-1], values.plain_epochs or 1.0)
+    return _static(values, seed, curve_rows.depths(values.base)[-1], values.plain_epochs)
 
 
 def _gated(values: flags.FlagValues, seed: int, changed: dict[str, Any]) -> dict[str, Any]:

@@ -25,16 +25,11 @@ def table(record: Row) -> pd.DataFrame:
     """
     rows = [row for row in record["rows"] if row["calibration"] != "before"]
     names = [row["group"].rsplit(",", 1)[0] for row in rows]
-    full = max(
-        (r["flops_mean"] for r, n in zip(rows, names, strict=True) if n.startswith("static")),
-        default=np.nan,
-    )
     found = [
         {
             "network": name,
             "S": row["scale"] if row["calibration"] else np.nan,
-            # Without static networks beside it, of its own, gates included.
-            "flops_share": row["flops_mean"] / full if full == full else row["flops_share"],
+            "flops_share": row["flops_mean"] / record["base_flops"],
             "top1": row["top1_percent"],
             "asked": row["scale"] if row["calibration"] else np.nan,
             "distinct_paths": row.get("distinct_paths", 1),

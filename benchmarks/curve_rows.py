@@ -61,7 +61,7 @@ def depths(base: str) -> tuple[int, ...]:
     if base in STATIC:
         return STATIC[base] or (8,)
     depth = base.removeprefix("resnet")
-    if not depth.isdecimal() or (int(depth) - 2) % 6:
+    if not depth.isdecimal() or int(depth) < 8 or (int(depth) - 2) % 6:
         raise UserError(f"--base is {base!r}; expected resnet20, resnet56 and so on.")
     third = (int(depth) - 2) // 6
     return tuple(6 * n + 2 for n in sorted({max(1, third * k // 3) for k in (1, 2, 3)}))

@@ -99,6 +99,33 @@ def test_an_unknown_row_lists_the_known_ones():
         ({"scale__dual_rate": 0.1}, "set scale.schedule to 'anchors', or the rate to 0"),
         ({"scale__guard": 1.0}, "set model.gate_prior above 0, or scale.guard to 0"),
         ({"model__gate_prior": 9.0}, "set it to 'flops', or the prior to 0"),
+        (
+            {"model__gate_prior": 9.0, "scale__of": "flops"},
+            "model.gate_bias is 0.5, which moves what model.gate_prior has S mean",
+        ),
+        (
+            {
+                "scale__dual_rate": 0.1,
+                "scale__schedule": "anchors",
+                "scale__of": "flops",
+                "scale__anchors": (0.001, 1.0),
+            },
+            "scale.anchors holds 0.001, and 0.0",
+        ),
+        (
+            {"gate__random_drop": "always", "scale__beta": 0.0, "distill__weight": 1.0},
+            "set distill.weight to 0, or model.gated to False",
+        ),
+        ({"model__gated": False, "scale__schedule": "anchors"}, "scale.anchors has none"),
+        (
+            {
+                "init__from": "x.th",
+                "init__head": "new",
+                "pretrain__epochs": 0.0,
+                "joint__epochs": 0.0,
+            },
+            "init.head is 'new', and no phase trains it",
+        ),
     ],
 )
 def test_fields_that_contradict_one_another(fields: dict[str, object], sentence: str):

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from ml_collections import ConfigDict
 
-from urnet_jax import kinds
+from urnet_jax import consistency, kinds
 from urnet_jax.data import sources
 from urnet_jax.errors import UserError
 from urnet_jax.fields import FIELDS, LATER, Field
@@ -69,65 +69,9 @@ def validate(config: Config) -> None:
     for name, missing in known.items():
         if name not in values:
             raise UserError(f"{name} is missing from the config; set it to {missing.expected}.")
-    low, high = config.scale.min, config.scale.max
-    if low > high:
-        raise UserError(f"scale.min is {low}, more than scale.max, {high}; lower scale.min.")
-    if config.init.head == "new" and not config.init["from"]:
-        raise UserError(
-            "init.head is 'new' and init.from names no file, so that all is new: name the file "
-            "whose other weights are kept, or set init.head to 'kept'."
-        )
-    gated = architecture(config).gated
+    arch = architecture(config)
     sources.check_augmentation(config.data)
-    if gated:
-        _check_groups(config)
-        _check_anchors(config)
-    if gated and config.gate.random_drop != "never" and config.scale.beta > 0:
-        raise UserError(
-            f"gate.random_drop is {config.gate.random_drop!r}, and gates then only weigh what it "
-            "leaves: set scale.beta to 0, or model.gated to False for a network without gates."
-        )
-
-
-def _check_anchors(config: Config) -> None:
-    """Refuses a controller without anchors, and anchors that are none."""
-    section, arch = config.scale, architecture(config)
-    if section.schedule == "anchors" and not section.anchors:
-        raise UserError("scale.schedule is 'anchors', and scale.anchors has none: name some S.")
-    if section.dual_rate and section.schedule != "anchors":
-        raise UserError(
-            f"scale.dual_rate is {section.dual_rate}, and scale.schedule {section.schedule!r}: a "
-            "multiplier belongs to an anchor; set scale.schedule to 'anchors', or the rate to 0."
-        )
-    if section.guard and not getattr(arch, "gate_prior", 0):
-        raise UserError(
-            f"scale.guard is {section.guard}, and there is no prior to hold blocks to: set "
-            "model.gate_prior above 0, or scale.guard to 0."
-        )
-    if getattr(arch, "gate_prior", 0) and section.of != "flops":
-        raise UserError(
-            f"model.gate_prior is {arch.gate_prior}, which makes S a share of FLOPs, and scale.of "
-            f"is {section.of!r}: set it to 'flops', or the prior to 0."
-        )
-
-
-def _check_groups(config: Config) -> None:
-    """Refuses a scale loss of groups where there are none, or where parts of a batch split them."""
-    if config.scale.loss != "group" or not config.scale.beta:
-        return  # There is no scale loss, or one of samples.
-    if config.scale.draw == "sample":
-        raise UserError(
-            "scale.loss is 'group', and with scale.draw 'sample' no samples share an S: set "
-            "scale.draw to 'group' or 'step', or scale.loss to 'sample'."
-        )
-    size, parts = config.data.batch_size, config.accumulate_steps
-    in_group = size // num_groups(config, size)
-    if in_group % parts:
-        raise UserError(
-            f"A group of one S has {in_group} of the {size} images of a batch, which "
-            f"{parts} parts (accumulate_steps) cannot share: choose a data.batch_size of which an "
-            f"eighth is a multiple of {parts}, or scale.loss 'sample'."
-        )
+    consistency.check(config, arch, num_groups(config, config.data.batch_size))
 
 
 def phases_to_run(config: Config) -> list[str]:

@@ -23,7 +23,7 @@ def row(group: str, scale: float, top1: float, flops: float, calibration: str, s
 
 
 RECORD: dict[str, Any] = {
-    "base": "resnet20", "dataset": "digits",
+    "base": "resnet20", "dataset": "digits", "base_flops": 100.0,
     "rows": [
         row("static ResNet-8", 1.0, 80.0, 30.0, ""),
         row("static ResNet-8", 1.0, 82.0, 30.0, "", seed=1),
@@ -76,7 +76,9 @@ def test_static_networks_of_a_base(base, depths):
         (["--data=digits", "--base=vgg"], "--base is 'vgg'; expected resnet20"),
         (["--data=digits", "--rows=statik"], "--rows names 'statik'; expected some of static"),
         (["--data=digits", "--seeds=x"], "--seeds is 'x'; expected whole numbers"),
-        (["--data=digits", "--weights_dir=gone"], "gone holds no resnet20-*.th; name its folder"),
+        (["--data=digits", "--weights_dir=gone"], "gone holds no resnet8-*.th; name its folder"),
+        (["--data=digits", "--base=resnet2"], "--base is 'resnet2'; expected resnet20"),
+        (["--data=digits", "--weights_dir=x", "--plain_epochs=3"], "no plain network is trained"),
         ([], "--data_dir is missing"),
     ],
 )

@@ -52,7 +52,7 @@ def test_usage_far_from_s_is_one_sentence():
     far = used([0.2, 0.5, 1.0], [0.31, 0.5, 0.95], [0.2, 0.39, 0.9])
     assert table.strays(far, "blocks") == (
         "Mind: the share of blocks that is used is more than 10 points from S: 31 % at S = 0.2. "
-        "`urnet calibrate` brings it there; longer training or a larger scale.beta may."
+        "`urnet calibrate` makes S the share of FLOPs; longer training may bring usage nearer."
     )
     assert "FLOPs that is used is more than 10 points from S: 39 % at S = 0.5." in (
         table.strays(far, "flops")
@@ -61,4 +61,8 @@ def test_usage_far_from_s_is_one_sentence():
 
 def test_usage_near_s_needs_no_word():
     assert table.strays(used([0.2, 1.0], [0.29, 0.91], [0.5, 0.5]), "blocks") == ""
-    assert table.strays(used([1.0], [0.3], [0.3]), "blocks") == ""
+
+
+def test_who_is_calibrated_is_not_told_to_be():
+    mind = table.strays(used([0.01], [0.2], [0.2]), "flops", calibrated=True)
+    assert "20 % at S = 0.01. The network comes no nearer" in mind and "calibrate" not in mind

@@ -108,25 +108,25 @@ def test_the_guard_lets_go_over_the_first_third():
     assert parts[1] == pytest.approx(parts[0] / 2, rel=1e-3)
 
 
-def test_the_resized_network_teaches_the_whole_one_nothing():
-    """Its distance has no gradient for what the whole network says."""
-    config = resized_config(
-        distill__cross_entropy=0.0, scale__beta=0.0, scale__guard=0.0, distill__weight=1.0
-    )
+def test_the_distance_moves_nothing_in_the_teacher():
+    """A distance that is the teacher's answer alone has a value, and no gradient."""
+    config = resized_config(scale__beta=0.0, scale__guard=0.0, distill__weight=5.0)
+    with config.unlocked():
+        config.model.kind = "helpers.leaning_task:LeaningNetwork"
     params, stats = init_variables(config)
-    batch = {**batches()[0], "inputs": GateInputs(jnp.ones(64), offset=jnp.full((64, 6), OPEN))}
+    batch = {**batches()[0], "inputs": GateInputs(jnp.full(64, 0.4))}
     along = Along(jnp.float32(0.0), None)
-    gradient = jax.jit(jax.grad(make_loss(config, "joint", "cpu"), argnums=2, has_aux=True))
-    grads, (_, outputs) = gradient({}, along, params, stats, batch)
-    # Whole as well: both halves agree, the distance is 0, and so is its gradient.
-    np.testing.assert_allclose(outputs["distill_loss"], 0, atol=1e-5)
-    labels_only = config.copy_and_resolve_references()
-    labels_only.distill.weight = 1e-6
-    expected, _ = jax.jit(jax.grad(make_loss(labels_only, "joint", "cpu"), 2, has_aux=True))(
-        {}, along, params, stats, batch
-    )
-    for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+    def gradient(weight: float) -> tuple[Any, Any]:
+        weighed = config.copy_and_resolve_references()
+        weighed.distill.weight = weight
+        loss = make_loss(weighed, "joint", "cpu")
+        return jax.jit(jax.grad(loss, argnums=2, has_aux=True))({}, along, params, stats, batch)
+
+    (much, (_, outputs)), (little, _) = gradient(5.0), gradient(1e-9)
+    assert outputs["distill_loss"].min() > 0
+    for a, b in zip(jax.tree.leaves(much), jax.tree.leaves(little), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_steps_with_every_ingredient():

@@ -125,3 +125,24 @@ def test_the_state_of_a_run_that_is_older_than_many_fields_is_restored(tmp_path)
         restored = checkpointer.restore_state(meta.step, abstract)
     assert int(restored.step) == 3516 and int(restored.phase_step) == 3125
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(restored))
+
+
+def test_a_prior_may_be_new_where_nobody_has_trained_gates(finished, tiny, tmp_path):
+    loop.train_and_evaluate(
+        tiny({"pretrain.epochs": 0.1, "gates.epochs": 0.0, "joint.epochs": 0.0}), tmp_path / "run"
+    )
+    prior = {"model.gate_prior": 20.0, "scale.of": "flops"}
+    resume.check_init_from(tiny(prior | {"joint.init_from": str(tmp_path / "run")}), "joint")
+    with pytest.raises(UserError, match="gate_prior 20.0, not 0.0"):
+        resume.check_init_from(tiny(prior | {"joint.init_from": str(finished)}), "joint")
+
+
+def test_another_controller_is_refused_and_named(finished, tiny):
+    """Its multipliers are part of the state."""
+    asked = {
+        "scale.schedule": "anchors", "scale.anchors": (0.3, 0.9), "scale.dual_rate": 0.1,
+    }  # fmt: skip
+    with pytest.raises(UserError) as error:
+        loop.train_and_evaluate(tiny(asked), finished)
+    assert "run with scale.dual_rate 0.0 and scale.anchors ()" in str(error.value)
+    assert "asks for 0.1 and (0.3, 0.9), to which its multipliers do not belong" in str(error.value)

@@ -183,9 +183,12 @@ def _show(summary: pd.DataFrame, run: Run, split: Split, plain: float | None) ->
     step = f"step {run.meta.step} ({run.meta.phase})"
     held = "" if run.calibration is None else ", calibrated"
     print_table(summary, f"{run.arch.describe()}\n{images}, {step}{held}")
-    of = run.config.scale.of if run.calibration is None else "flops"
-    if run.arch.gated and (mind := strays(summary, of)):
-        print(f"{mind}\n")
+    calibrated = run.calibration is not None
+    own_gates = run.arch.gated and PHASES[run.meta.phase].own_gates
+    if own_gates and run.config.gate.random_drop == "never":
+        of = "flops" if calibrated else run.config.scale.of
+        mind = strays(summary, of, calibrated=calibrated)
+        print(f"{mind}\n" if mind else "", end="")
     if plain is not None:
         print(f"The plain network that this run began from, after phase pretrain: {plain:.2f} %\n")
 

@@ -12,15 +12,14 @@ STRAYS = 0.10
 """Distance of usage from S, as a share, that people are told of."""
 
 
-def strays(summary: pd.DataFrame, of: str) -> str:
-    """One sentence on the S at which usage is far from S; empty if there is none.
+def strays(summary: pd.DataFrame, of: str, *, calibrated: bool = False) -> str:
+    """What to say of the S at which usage is far from S; empty if there is none.
 
     Args:
-      summary: of `evaluation.summarize`.
+      summary: of `evaluation.summarize`, of a network that heeds S.
       of: what S is a share of, `blocks` or `flops`.
+      calibrated: whether it is, so that there is nothing better to advise.
     """
-    if len(summary) == 1 and summary["scale"].iloc[0] == 1:
-        return ""  # S was not heeded.
     used = summary["flops_share" if of == "flops" else "usage_mean"]
     far = (used - summary["scale"]).abs() > STRAYS
     if not bool(far.to_numpy().any()):
@@ -28,9 +27,14 @@ def strays(summary: pd.DataFrame, of: str) -> str:
     pairs = zip(summary["scale"][far], used[far], strict=True)
     named = ", ".join(f"{100 * share:.0f} % at S = {scale:g}" for scale, share in pairs)
     what = "FLOPs" if of == "flops" else "blocks"
+    advice = (
+        "The network comes no nearer: it was not trained so far, or always uses more."
+        if calibrated
+        else "`urnet calibrate` makes S the share of FLOPs; longer training may bring usage nearer."
+    )
     return (
         f"Mind: the share of {what} that is used is more than {100 * STRAYS:.0f} points from S: "
-        f"{named}. `urnet calibrate` brings it there; longer training or a larger scale.beta may."
+        f"{named}. {advice}"
     )
 
 

@@ -116,7 +116,7 @@ def check(
             raise UserError(f"{source} holds both {names[known]} and {name}; drop one of them.")
         names[known] = name
     shapes = {known: tuple(tensors[name].shape) for known, name in names.items()}
-    described = convention.check_kind(shapes, source, new_head=new_head)
+    described = convention.check_kind(shapes, source)
     if new_head:
         places = {name: place for name, place in places.items() if not convention.is_head(name)}
     counts = {name.replace("running_mean", "num_batches_tracked") for name in places}

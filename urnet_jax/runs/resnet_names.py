@@ -47,27 +47,30 @@ class ResNetNames(TensorNames):
 
     def written(self, name: str, like: Names = "torchvision") -> str:
         if like == "huggingface":
+            if self.arch.family != "imagenet":
+                raise UserError(
+                    "--names is 'huggingface', whose ResNets begin with a 7x7 convolution, and "
+                    f"this is a {self.arch.describe()}: write it under torchvision's names."
+                )
             return hugging_face_names.from_torchvision(name)
         if self.arch.family != "cifar":
             return name
         return re.sub(r"^fc\.", "linear.", name.replace(".downsample.", ".shortcut."))
 
-    def check_kind(
-        self, shapes: Mapping[str, Shape], source: epath.PathLike, *, new_head: bool = False
-    ) -> str:
+    def check_kind(self, shapes: Mapping[str, Shape], source: epath.PathLike) -> str:
         held = _architecture(shapes, source)
-        if new_head:
-            held.pop("num_classes", None)
         asked = {name: getattr(self.arch, name) for name in held}
         if asked["shortcut"] == "pool":  # Without parameters, as A is.
             asked["shortcut"] = "A"
         if not held["gated"]:  # Its gates begin anew.
             asked["gated"] = False
         differing = [f"{n} {asked[n]}, not {held[n]}" for n in held if asked[n] != held[n]]
+        of_classes = [f"num_classes {self.arch.num_classes}, not {held.get('num_classes')}"]
         if differing:
             raise UserError(
                 f"{source} holds a {_describe(held)}, and the config asks for another network "
-                f"({', '.join(differing)}): ask for what it holds, or name another file."
+                f"({', '.join(differing)}): ask for what it holds, or name another file"
+                + (", or set init.head to 'new'." if differing == of_classes else ".")
             )
         return _describe(held)
 

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal, TypeAlias
 
+from urnet_jax.errors import UserError
+
 Path: TypeAlias = tuple[str, ...]
 Shape: TypeAlias = tuple[int, ...]
 
@@ -86,18 +88,16 @@ class TensorNames:
 
     def written(self, name: str, like: Names = "torchvision") -> str:
         """What a tensor is called in a file that is written like those of others."""
-        del like
+        if like != "torchvision":
+            raise UserError(f"--names is {like!r}, which only residual networks have: leave it.")
         return name
 
-    def check_kind(
-        self, shapes: Mapping[str, Shape], source: Any, *, new_head: bool = False
-    ) -> str:
+    def check_kind(self, shapes: Mapping[str, Shape], source: Any) -> str:
         """Refuses tensors that are plainly of another kind of network or of another size.
 
         Args:
           shapes: of the tensors, by their `known` names.
           source: what errors call the tensors.
-          new_head: how many classes the tensors are for is of no account.
 
         Returns:
           For people: what network the tensors are of.
@@ -105,7 +105,7 @@ class TensorNames:
         Raises:
           UserError: they are of another one.
         """
-        del shapes, source, new_head
+        del shapes, source
         return self.arch.describe()
 
 

@@ -61,6 +61,7 @@ def _within(folder: epath.Path) -> epath.Path:
     for name in _SAVED:
         if (folder / name).exists():
             return folder / name
+    for name in _SAVED:
         if (folder / f"{name}.index.json").exists():
             raise UserError(
                 f"{folder} holds its weights in several files ({name}.index.json); save them in "

@@ -273,12 +273,13 @@ def report(run: Run, phase: str, step: int, summary: pd.DataFrame, *, is_last: b
         run.writer.write("eval", step, {"phase": phase, **row})
     if is_last:
         table.print_table(summary, f"After phase {phase}, step {step}, test split")
-        if PHASES[phase].own_gates and (mind := table.strays(summary, run.config.scale.of)):
+        own_gates = config_lib.architecture(run.config).gated and PHASES[phase].own_gates
+        if own_gates and (mind := table.strays(summary, run.config.scale.of)):
             print(mind)
         return
+    usage = "flops_share" if run.config.scale.of == "flops" else "usage_mean"
     shown = ", ".join(
-        f"{row['top1_percent']:.2f} at S {row['scale']:g} (usage {row['usage_mean']:.2f})"
-        for row in rows
+        f"{row['top1_percent']:.2f} at S {row['scale']:g} (usage {row[usage]:.2f})" for row in rows
     )
     say(f"{phase} step {step}: top-1 {shown}")
 

@@ -81,6 +81,13 @@ def check_workdir(workdir: epath.PathLike, config: Config) -> Meta | None:
         raise UserError(
             f"{where} {held.describe()}, and the config asks for another ({differing}): {advice}"
         )
+    if PHASES[phase].own_gates and _anchors(found.config) != _anchors(config):
+        held_to = found.config.scale
+        raise UserError(
+            f"{where} run with scale.dual_rate {held_to.dual_rate} and scale.anchors "
+            f"{held_to.anchors}, and the config asks for {config.scale.dual_rate} and "
+            f"{config.scale.anchors}, to which its multipliers do not belong: {advice}"
+        )
     before, now = found.config[phase], config[phase]
     if before != now and _structure(config, found) != _structure(found.config, found):
         shaping = ("clip_norm", "gate_optimizer", "gate_learning_rate_factor", "ema_decay")
@@ -172,6 +179,11 @@ def _differences(asked: Any, held: Any, ignored: Iterable[str] = ()) -> str:
     names = [field.name for field in dataclasses.fields(held) if field.name not in ignored]
     pairs = [(name, getattr(asked, name), getattr(held, name)) for name in names]
     return ", ".join(f"{name} {new}, not {old}" for name, new, old in pairs if new != old)
+
+
+def _anchors(config: Config) -> tuple[float, ...] | None:
+    """Those that a controller's multipliers belong to; None without a controller."""
+    return config.scale.anchors if config.scale.dual_rate > 0 else None
 
 
 def _structure(config: Config, meta: Meta) -> Any:

@@ -85,7 +85,7 @@ def make_train_step(
             anchor, rate = losses.anchor_of(asked, config.scale.anchors), config.scale.dual_rate
             multipliers = losses.ascended(multipliers, gaps, anchor, rate)
         outputs["gradient_norm"] = optax.tree.norm(grads)
-        outputs["state_norm"] = _norm((moved, batch_stats, opt_state, ema_params))
+        outputs["state_norm"] = _norm((moved, batch_stats, opt_state, ema_params, multipliers))
         after = TrainState(
             state.step + 1, state.phase_step + 1, join(moved, frozen), batch_stats,
             Controlled(opt_state, multipliers).state, ema_params,

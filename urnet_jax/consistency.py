@@ -1,0 +1,119 @@
+"""Fields of a config that are each allowed, and contradict one another."""
+
+from typing import Any
+
+import numpy as np
+
+from urnet_jax.errors import UserError
+from urnet_jax.phases import PHASES
+
+
+def check(config: Any, arch: Any, groups: int) -> None:
+    """Refuses the first contradiction that is found.
+
+    Args:
+      config: whose fields are known and in their ranges.
+      arch: the description of its network.
+      groups: equal parts of a batch that each have an S of their own.
+
+    Raises:
+      UserError: there is one.
+    """
+    scale = config.scale
+    if scale.min > scale.max:
+        raise UserError(
+            f"scale.min is {scale.min}, more than scale.max, {scale.max}; lower scale.min."
+        )
+    if scale.schedule == "anchors" and not scale.anchors:
+        raise UserError("scale.schedule is 'anchors', and scale.anchors has none: name some S.")
+    _check_head(config)
+    if arch.gated:
+        _check_random_drop(config)
+        _check_groups(config, groups)
+        _check_controller(config, arch)
+        _check_prior(config, arch)
+
+
+def _check_head(config: Any) -> None:
+    """A new last layer needs other weights, and a phase that trains it."""
+    if config.init.head != "new":
+        return
+    if not config.init["from"]:
+        raise UserError(
+            "init.head is 'new' and init.from names no file, so that all is new: name the file "
+            "whose other weights are kept, or set init.head to 'kept'."
+        )
+    if not any(phase.moves_rest and config[name].epochs for name, phase in PHASES.items()):
+        raise UserError(
+            "init.head is 'new', and no phase trains it: set pretrain.epochs or joint.epochs "
+            "above 0."
+        )
+
+
+def _check_random_drop(config: Any) -> None:
+    """Where chance drops blocks, gates only weigh the rest, and nothing is asked of them."""
+    drop, asking = config.gate.random_drop, ("beta", "dual_rate", "guard")
+    asked = [f"scale.{name}" for name in asking if config.scale[name] > 0]
+    asked += ["distill.weight"] if config.distill.weight > 0 else []
+    if drop != "never" and asked:
+        raise UserError(
+            f"gate.random_drop is {drop!r}, and gates then only weigh what it leaves: set "
+            f"{' and '.join(asked)} to 0, or model.gated to False for a network without gates."
+        )
+
+
+def _check_groups(config: Any, groups: int) -> None:
+    """Groups that are held to an S must have one, and parts of a batch must not split them."""
+    scale, size, parts = config.scale, config.data.batch_size, config.accumulate_steps
+    if scale.loss != "group" or not (scale.beta or scale.dual_rate or scale.guard):
+        return  # Nothing is asked of gates, or it is asked of samples.
+    if scale.draw == "sample":
+        raise UserError(
+            "scale.loss is 'group', and with scale.draw 'sample' no samples share an S: set "
+            "scale.draw to 'group' or 'step', or scale.loss to 'sample'."
+        )
+    in_group = size // groups
+    if in_group % parts:
+        raise UserError(
+            f"A group of one S has {in_group} of the {size} images of a batch, which "
+            f"{parts} parts (accumulate_steps) cannot share: choose a data.batch_size of which an "
+            f"eighth is a multiple of {parts}, or scale.loss 'sample'."
+        )
+
+
+def _check_controller(config: Any, arch: Any) -> None:
+    """A multiplier belongs to an anchor, and to one that can be met, or it would rise for ever."""
+    scale = config.scale
+    if not scale.dual_rate:
+        return
+    if scale.schedule != "anchors":
+        raise UserError(
+            f"scale.dual_rate is {scale.dual_rate}, and scale.schedule {scale.schedule!r}: a "
+            "multiplier belongs to an anchor; set scale.schedule to 'anchors', or the rate to 0."
+        )
+    least = float(arch.cost.share(np.zeros((1, arch.num_gates)))[0]) if scale.of == "flops" else 0.0
+    if min(scale.anchors) < least:
+        raise UserError(
+            f"scale.anchors holds {min(scale.anchors)}, and {least:.3f} of the FLOPs are used "
+            "whatever gates do: name no anchor below that."
+        )
+
+
+def _check_prior(config: Any, arch: Any) -> None:
+    """A prior is of FLOPs, and what is held to it needs one."""
+    prior, scale = getattr(arch, "gate_prior", 0.0), config.scale
+    if scale.guard and not prior:
+        raise UserError(
+            f"scale.guard is {scale.guard}, and there is no prior to hold blocks to: set "
+            "model.gate_prior above 0, or scale.guard to 0."
+        )
+    if prior and scale.of != "flops":
+        raise UserError(
+            f"model.gate_prior is {prior}, which makes S a share of FLOPs, and scale.of is "
+            f"{scale.of!r}: set it to 'flops', or the prior to 0."
+        )
+    if prior and config.model.gate_bias:
+        raise UserError(
+            f"model.gate_bias is {config.model.gate_bias}, which moves what model.gate_prior has "
+            "S mean: set it to 0, or the prior to 0."
+        )
