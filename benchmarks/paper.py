@@ -41,7 +41,6 @@ from benchmarks import paper_report, paper_rows, results, timing, trained
 from urnet_jax.errors import Stopped, UserError, told_to_the_user
 from urnet_jax.runs import checkpoint
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 STEADY = {
     "eval.every_epochs": 0.0,
     "eval.scales": paper_rows.SCALES,
