@@ -26,7 +26,6 @@ S, and writes curve.csv, a table and a plot.
 """
 
 import functools
-import json
 import pathlib
 import sys
 import time
@@ -42,18 +41,12 @@ from absl import flags
 from benchmarks import curve_report, curve_rows, paper_rows, results, timing, trained
 from benchmarks.trained import Network
 from urnet_jax import config as config_lib
-from urnet_jax.errors import Stopped, UserError, told_to_the_user
+from urnet_jax.errors import UserError, told_to_the_user
 from urnet_jax.runs import checkpoint
 
 ROWS = ("static", "gated", "ablation")
 
-STEADY = {
-    "eval.every_epochs": 0.0,
-    "eval.scales": curve_rows.SCALES,
-    "checkpoint.every_epochs": 1.0,
-    "checkpoint.keep": 1,
-    "checkpoint.keep_best": 0,
-}
+STEADY = trained.STEADY | {"eval.scales": curve_rows.SCALES}
 """Fields of all runs."""
 
 
@@ -62,21 +55,7 @@ def main(argv: Sequence[str]) -> None:
     with told_to_the_user("Interrupted: the same command goes on from the last checkpoint."):
         values = parse(list(argv))
         groups = _groups(values, deadline=time.monotonic() + values.time_limit_s)
-        values.output = f"{values.output}/{values.base}_{values.data}"
-        device, about = trained.device(), {"base": values.base, "dataset": values.data}
-        about["base_flops"] = _base_flops(values)
-        path = pathlib.Path(results.record_path(values.output, device))
-        try:
-            _, record = results.measure(
-                groups, values, timed=False, device=device, about=about,
-                same=trained.same_settings,
-            )  # fmt: skip
-        except (Stopped, UserError, KeyboardInterrupt):
-            if path.exists():
-                curve_report.write(json.loads(path.read_text()) | about, path)
-            raise
-        for written in curve_report.write(record, path):
-            print(written)
+        trained.record(values, groups, {"base_flops": _base_flops(values)}, curve_report.write)
 
 
 def parse(argv: list[str]) -> flags.FlagValues:

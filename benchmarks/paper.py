@@ -25,7 +25,6 @@ rows one after another, evaluates each over S and writes a JSON file, a table an
 """
 
 import functools
-import json
 import pathlib
 import sys
 import time
@@ -38,17 +37,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from absl import flags
 
 from benchmarks import paper_report, paper_rows, results, timing, trained
-from urnet_jax.errors import Stopped, UserError, told_to_the_user
+from urnet_jax.errors import UserError, told_to_the_user
 from urnet_jax.runs import checkpoint
 
-STEADY = {
-    "eval.every_epochs": 0.0,
-    "eval.scales": paper_rows.SCALES,
-    "checkpoint.every_epochs": 1.0,
-    "checkpoint.keep": 1,
-    "checkpoint.keep_best": 0,
-}
-"""Fields of all runs: their checkpoints stay small enough to be carried elsewhere."""
+STEADY = trained.STEADY | {"eval.scales": paper_rows.SCALES}
+"""Fields of all runs."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -56,19 +49,8 @@ def main(argv: Sequence[str]) -> None:
     with told_to_the_user("Interrupted: the same command goes on from the last checkpoint."):
         values = parse(list(argv))
         groups = _groups(values, deadline=time.monotonic() + values.time_limit_s)
-        values.output = f"{values.output}/{values.base}_{values.data}"
-        device, about = trained.device(), {"base": values.base, "dataset": values.data}
-        path = pathlib.Path(results.record_path(values.output, device))
-        try:
-            _, record = results.measure(
-                groups, values, timed=False, device=device, about=about, same=trained.same_settings
-            )
-        except (Stopped, UserError, KeyboardInterrupt):
-            if path.exists():
-                paper_report.write(json.loads(path.read_text()) | about, path, values.workdir)
-            raise
-        for written in paper_report.write(record, path, values.workdir):
-            print(written)
+        write = functools.partial(paper_report.write, workdir=values.workdir)
+        trained.record(values, groups, {}, write)
 
 
 def _groups(values: flags.FlagValues, deadline: float) -> list[results.Group]:

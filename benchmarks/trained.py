@@ -25,6 +25,15 @@ PATHS = ("data.dir", "init.from", "pretrain.init_from", "gates.init_from", "join
 """Fields that say where something lies, and nothing of what it is."""
 
 
+STEADY: dict[str, Any] = {
+    "eval.every_epochs": 0.0,
+    "checkpoint.every_epochs": 1.0,
+    "checkpoint.keep": 1,
+    "checkpoint.keep_best": 0,
+}
+"""Fields of all runs: their checkpoints stay small enough to be carried elsewhere."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Network:
     """One to be trained: its workdir, its config and the fields of that which are overridden."""
@@ -154,6 +163,33 @@ def run(command: str, *arguments: str, deadline: float) -> None:
         )  # fmt: skip
     if code:
         raise UserError(f"urnet {command} ended with {code}, for the reason that it says above.")
+
+
+def record(
+    values: Any, groups: list[results.Group], about: dict[str, Any],
+    write: Callable[[results.Row, pathlib.Path], list[pathlib.Path]],
+) -> None:  # fmt: skip
+    """Measures the groups, and writes what there is of them, also where it is stopped.
+
+    Args:
+      values: the command's flags; the files lie in a folder of its output for each base and data.
+      groups: as `results.measure` takes them.
+      about: what the record says of all of them, beside base and dataset.
+      write: f(record, its file) -> the files that are written.
+    """
+    values.output = f"{values.output}/{values.base}_{values.data}"
+    on, about = device(), {"base": values.base, "dataset": values.data} | about
+    path = pathlib.Path(results.record_path(values.output, on))
+    try:
+        _, found = results.measure(
+            groups, values, timed=False, device=on, about=about, same=same_settings
+        )
+    except (Stopped, UserError, KeyboardInterrupt):
+        if path.exists():
+            write(json.loads(path.read_text()) | about, path)
+        raise
+    for written in write(found, path):
+        print(written)
 
 
 def device() -> dict[str, Any]:

@@ -147,9 +147,7 @@ def evaluate_workdir(
     if batch_size < 0:
         raise UserError(f"batch_size is {batch_size}; expected at least 1, or 0 for the config's.")
     directory = epath.Path(output or workdir)
-    network = load_network(workdir, which)
-    held = calibration.read(workdir, network.meta.step) if calibrated else None
-    run = Run(*network, held)
+    run = _load(workdir, which, calibrated)
     make_folder(directory, "--output")
     config, phase = run.config, run.meta.phase
     if data_dir:
@@ -160,21 +158,32 @@ def evaluate_workdir(
     eval_step = make_eval_step(config, phase, execution, run.mesh)
     evaluation = evaluate(
         eval_step, *run.variables, opened, config, grid, batch_size, mesh=run.mesh,
-        calibration=held,
+        calibration=run.calibration,
     )  # fmt: skip
 
     share = -(-batch_size // jax.local_device_count())  # of one device
     about = _about(run, workdir, opened, choose(Mode(execution=execution), share).execution)
     show = functools.partial(page.make, run, opened, evaluation) if report else None
+    if not report:
+        _remove_older_page(directory)
+    paths = write(evaluation, directory, about, show)
+    _show(summarize(evaluation), run, opened, about.get("plain_top1_percent"))
+    print(*paths, sep="\n")
+    return summarize(evaluation)
+
+
+def _load(workdir: epath.PathLike, which: Literal["newest", "best"] | int, calibrated: bool) -> Run:
+    """A run's network, of whatever phase, with its calibration if that is wanted."""
+    network = load_network(workdir, which)
+    return Run(*network, calibration.read(workdir, network.meta.step) if calibrated else None)
+
+
+def _remove_older_page(directory: epath.Path) -> None:
+    """It would show another evaluation than the new files beside it."""
     older = directory / "report.html"
-    if not report and older.exists():
+    if older.exists():
         older.unlink()
         print(f"Removed {older}, which shows an older evaluation; --report writes a new one.")
-    paths = write(evaluation, directory, about, show)
-    summary = summarize(evaluation)
-    _show(summary, run, opened, about.get("plain_top1_percent"))
-    print(*paths, sep="\n")
-    return summary
 
 
 def _show(summary: pd.DataFrame, run: Run, split: Split, plain: float | None) -> None:

@@ -73,25 +73,26 @@ def make_eval_step(
             **logits,
         }
 
-    placed: Any = {}
-    if mesh is not None:
-        same, split = P(), P("data")
-        eval_step = jax.shard_map(
-            eval_step, mesh=mesh, in_specs=(same, same) + 5 * (split,), out_specs=split,
-            # JAX cannot follow replication through loops that depend on each device's samples.
-            check_vma=False,
-        )  # fmt: skip
-        # Only what the blocks are computed from is split; the few numbers that they come to are
-        # gathered, for every host writes or compares them.
-        placed = {"out_shardings": sharding.replicated(mesh)}
-
-    of_all: Any = eval_step
+    # Only what the blocks are computed from is split; the few numbers that they come to are
+    # gathered, for every host writes or compares them.
+    placed: Any = {} if mesh is None else {"out_shardings": sharding.replicated(mesh)}
+    of_all: Any = eval_step if mesh is None else _shared(eval_step, mesh)
 
     def step(*arguments: Any, offset: Array | None = None) -> dict[str, Array]:
         scale = arguments[4]
         return of_all(*arguments, jnp.zeros_like(scale) if offset is None else offset)
 
     return jax.jit(step, compiler_options=compiler_options(platform), **placed)
+
+
+def _shared(eval_step: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """The evaluation of a batch, of which each device has a part."""
+    same, split = P(), P("data")
+    return jax.shard_map(
+        eval_step, mesh=mesh, in_specs=(same, same) + 5 * (split,), out_specs=split,
+        # JAX cannot follow replication through loops that depend on each device's samples.
+        check_vma=False,
+    )  # fmt: skip
 
 
 def gate_inputs(

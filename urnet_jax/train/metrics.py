@@ -6,7 +6,10 @@ from clu import metrics
 
 @flax.struct.dataclass
 class TrainMetrics(metrics.Collection):
-    """Means over the samples of one or many training steps."""
+    """Means over the samples of one or many training steps.
+
+    `top1_whole` is of the pass with everything on; where a step has one pass, of that one.
+    """
 
     loss: metrics.Average.from_output("loss")  # pyright: ignore[reportInvalidTypeForm]
     task_loss: metrics.Average.from_output("task_loss")  # pyright: ignore[reportInvalidTypeForm]

@@ -80,10 +80,7 @@ def make_train_step(
             averaged: Any = split_trained(ema_params, phase, gates)[0]
             averaged = optax.incremental_update(moved, averaged, 1 - section.ema_decay)
             ema_params = join(averaged, frozen)
-        gaps, asked = outputs.pop("gaps"), outputs.pop("asked")
-        if multipliers is not None:
-            anchor, rate = losses.anchor_of(asked, config.scale.anchors), config.scale.dual_rate
-            multipliers = losses.ascended(multipliers, gaps, anchor, rate)
+        multipliers = _ascended(config, multipliers, outputs.pop("gaps"), outputs.pop("asked"))
         outputs["gradient_norm"] = optax.tree.norm(grads)
         outputs["state_norm"] = _norm((moved, batch_stats, opt_state, ema_params, multipliers))
         after = TrainState(
@@ -92,12 +89,24 @@ def make_train_step(
         )  # fmt: skip
         return after, TrainMetrics.single_from_model_output(**outputs)
 
-    placed: Any = {}
-    if mesh is not None:
-        same = sharding.replicated(mesh)
-        placed = {"in_shardings": (same, sharding.split(mesh)), "out_shardings": same}
-    placed["compiler_options"] = compiler_options(platform)
-    return jax.jit(train_step, donate_argnums=0, **placed)
+    options = compiler_options(platform)
+    return jax.jit(train_step, donate_argnums=0, compiler_options=options, **_placed(mesh))
+
+
+def _placed(mesh: Mesh | None) -> dict[str, Any]:
+    """Where a step's state and batch lie."""
+    if mesh is None:
+        return {}
+    same = sharding.replicated(mesh)
+    return {"in_shardings": (same, sharding.split(mesh)), "out_shardings": same}
+
+
+def _ascended(config: Config, multipliers: Any, gaps: Array, asked: Array) -> Any:
+    """The controller's multipliers after a step; None without one."""
+    if multipliers is None:
+        return None
+    anchor = losses.anchor_of(asked, config.scale.anchors)
+    return losses.ascended(multipliers, gaps, anchor, config.scale.dual_rate)
 
 
 def _norm(state: Any) -> Array:
