@@ -179,9 +179,11 @@ def _gated(values: flags.FlagValues, seed: int, changed: dict[str, Any]) -> dict
     fields = _common(values, seed, curve_rows.depths(values.base)[-1])
     fields |= curve_rows.RECIPE | {"model.gated": True, "pretrain.epochs": 0.0}
     fields |= {"joint.epochs": values.gated_epochs, "joint.warmup_epochs": 0.3}
-    if values.weights_dir:
+    if not values.weights_dir and not values.plain_epochs:
+        fields |= {"joint.learning_rate": 0.1, "joint.warmup_epochs": 1.0}
+    elif values.weights_dir:
         fields["joint.learning_rate"] = paper_rows.SHORT_BASE["pretrain.learning_rate"]
-    elif values.plain_epochs:
+    else:
         folder = f"{values.base}_{values.data}/plain_{seed}"
         fields["joint.init_from"] = str(pathlib.Path(values.workdir) / folder)
     return fields | changed

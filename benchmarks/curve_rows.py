@@ -17,8 +17,8 @@ RECIPE: dict[str, Any] = {
     "gate.noise": True,
     "scale.of": "flops",
     "scale.schedule": "anchors",
-    "scale.anchors": (0.2, 0.3, 0.4, 0.55, 0.7, 0.85),
-    "scale.jitter": 0.03,
+    "scale.anchors": (0.2, 0.25, 0.3, 0.36, 0.44, 0.54, 0.66, 0.82),
+    "scale.jitter": 0.02,
     "scale.draw": "group",
     "scale.loss": "group",
     "scale.usage": "step",
@@ -27,8 +27,8 @@ RECIPE: dict[str, Any] = {
     "scale.guard": 1.0,
     "distill.weight": 1.0,
     "distill.temperature": 2.0,
-    "distill.cross_entropy": 0.5,
-    "distill.fades_by": 0.5,
+    "distill.cross_entropy": 1.0,
+    "distill.fades_by": 0.0,
 }
 """The recipe: fields in which the resizable network's config differs from that of its base."""
 

@@ -10,7 +10,7 @@ import pytest
 
 from helpers.folders import contents
 from urnet_jax.errors import UserError
-from urnet_jax.evaluate import calibration, files, inspection
+from urnet_jax.evaluate import calibration, inspection, job
 from urnet_jax.evaluate.calibration import bisected, calibrate_workdir
 from urnet_jax.runs import calibration as kept
 from urnet_jax.runs.calibration import Calibration
@@ -69,8 +69,8 @@ def test_s_is_the_share_of_flops_afterwards(calibrated, tmp_path):
         np.abs(np.array(shares) - SCALES).mean() for shares in (found.shares_before, found.shares)
     )
     assert now < before and now < 0.02
-    with_it = files.evaluate_workdir(workdir, scales=SCALES, output=tmp_path / "with")
-    without = files.evaluate_workdir(
+    with_it = job.evaluate_workdir(workdir, scales=SCALES, output=tmp_path / "with")
+    without = job.evaluate_workdir(
         workdir, scales=SCALES, output=tmp_path / "without", calibrated=False
     )
     error, was = (
@@ -99,7 +99,7 @@ def test_what_it_says_of_itself_is_so(calibrated):
 
 def test_inspection_and_evaluation_agree(calibrated, tmp_path):
     workdir, _ = calibrated
-    files.evaluate_workdir(workdir, scales=SCALES, output=tmp_path)
+    job.evaluate_workdir(workdir, scales=SCALES, output=tmp_path)
     with np.load(tmp_path / "eval_samples.npz") as samples:
         expected = samples["gates"]
     found = inspection.load(workdir).evaluate(SCALES)

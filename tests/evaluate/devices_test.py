@@ -12,7 +12,7 @@ SCRIPT = """
 import json, pathlib, sys
 import jax
 import numpy as np
-from urnet_jax.evaluate import evaluation, files, inspection
+from urnet_jax.evaluate import evaluation, job, inspection
 from urnet_jax.evaluate.step import make_eval_step
 
 SCALES = (0.2, 0.7)
@@ -26,7 +26,7 @@ alone = evaluation.evaluate(
 )
 together = run.evaluate(SCALES)
 # 52 images at a time, 13 on each device; the last batch holds 48 and padding.
-files.evaluate_workdir(workdir, scales=SCALES, batch_size=50, output=output)
+job.evaluate_workdir(workdir, scales=SCALES, batch_size=50, output=output)
 with np.load(f"{output}/eval_samples.npz") as samples:
     written = dict(samples)
 

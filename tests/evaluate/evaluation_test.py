@@ -15,7 +15,7 @@ from urnet_jax.config import Config
 from urnet_jax.data.batches import eval_batches
 from urnet_jax.data.sources import open_split
 from urnet_jax.errors import UserError
-from urnet_jax.evaluate import evaluation, files
+from urnet_jax.evaluate import evaluation, files, job
 from urnet_jax.evaluate.evaluation import Evaluation
 from urnet_jax.evaluate.step import make_eval_step
 from urnet_jax.nets.architecture import Architecture
@@ -141,9 +141,11 @@ def test_summary_by_hand(by_hand):
         "flops_std": pytest.approx(5000**0.5),
         "flops_full": full,
         "flops_share": pytest.approx(200 / full),
+        "distinct_paths": 3,
     }
     assert (high["correct"], high["top1_percent"], high["blocks_mean"]) == (4, 100.0, 2.75)
     assert (high["blocks_min"], high["blocks_max"], high["flops_mean"]) == (2, 3, 375.0)
+    assert high["distinct_paths"] == 2
 
 
 def test_files_hold_the_evaluation(by_hand, tmp_path):
@@ -192,7 +194,7 @@ def test_writing_again_replaces_the_files(by_hand, tmp_path):
 
 
 def test_evaluate_workdir_needs_only_the_workdir(workdir, whole, capsys):
-    summary = files.evaluate_workdir(workdir, scales=[1.0, 0.6, 0.2], batch_size=50)
+    summary = job.evaluate_workdir(workdir, scales=[1.0, 0.6, 0.2], batch_size=50)
     pd.testing.assert_frame_equal(summary, evaluation.summarize(whole))
     record = json.loads((workdir / "eval.json").read_text())
     expected = {"dataset": "digits", "split": "test", "phase": "joint", "step": 7}
@@ -203,7 +205,7 @@ def test_evaluate_workdir_needs_only_the_workdir(workdir, whole, capsys):
 
 
 def test_evaluate_workdir_on_another_split_and_folder(workdir, tmp_path):
-    summary = files.evaluate_workdir(workdir, split="train", output=tmp_path / "out")
+    summary = job.evaluate_workdir(workdir, split="train", output=tmp_path / "out")
     assert tuple(summary.scale) == small_config().eval.scales
     assert set(summary.examples) == {1437}
     assert json.loads((tmp_path / "out" / "eval.json").read_text())["split"] == "train"
@@ -217,7 +219,7 @@ def test_where_nothing_is_gated_s_is_ignored(tmp_path, capsys, gated, phase, sai
     config = small_config(gated=gated)
     variables = network()[1:] if gated else init_variables(config)
     save_run(tmp_path, config, phase, variables)
-    summary = files.evaluate_workdir(tmp_path, scales=[0.2, 0.5], report=True)
+    summary = job.evaluate_workdir(tmp_path, scales=[0.2, 0.5], report=True)
     assert said in capsys.readouterr().out
     assert "whatever S is. So there" in (tmp_path / "report.html").read_text()
     (row,) = summary.to_dict("records")
@@ -226,7 +228,7 @@ def test_where_nothing_is_gated_s_is_ignored(tmp_path, capsys, gated, phase, sai
 
 def test_a_page_that_is_not_written_again_goes(workdir, tmp_path, capsys):
     for report, said in [(True, False), (False, True), (False, False)]:
-        files.evaluate_workdir(workdir, scales=[0.5], output=tmp_path, report=report)
+        job.evaluate_workdir(workdir, scales=[0.5], output=tmp_path, report=report)
         printed = capsys.readouterr().out
         sentence = f"Removed {tmp_path / 'report.html'}, which shows an older evaluation"
         assert (sentence in printed) is said
@@ -236,7 +238,7 @@ def test_a_page_that_is_not_written_again_goes(workdir, tmp_path, capsys):
 @pytest.mark.parametrize("scales", [[0.5, 1.3], [-0.1], [float("nan")], []])
 def test_bad_scales_are_one_sentence(tmp_path, scales):
     with pytest.raises(UserError, match="given .* expected numbers from 0 to 1") as error:
-        files.evaluate_workdir(tmp_path, scales=scales)
+        job.evaluate_workdir(tmp_path, scales=scales)
     assert str(error.value).count(". ") == 0
 
 
@@ -249,6 +251,6 @@ def test_other_bad_input_is_one_sentence(workdir, tmp_path):
         ({"output": file}, "cannot be made a folder"),
     ]:
         with pytest.raises(UserError, match=words):
-            files.evaluate_workdir(workdir, **arguments)
+            job.evaluate_workdir(workdir, **arguments)
     with pytest.raises(UserError, match="no checkpoint"):
-        files.evaluate_workdir(tmp_path / "empty")
+        job.evaluate_workdir(tmp_path / "empty")

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from helpers.report_pages import Page, drawn, made_up, page_of
-from urnet_jax.evaluate import evaluation, files, inspection, page_pieces, plots
+from urnet_jax.evaluate import evaluation, inspection, job, page_pieces, plots
 from urnet_jax.evaluate.evaluation import Evaluation
 
 FILES = ["eval.csv", "eval.json", "eval_samples.npz", "top1_vs_flops.png", "block_usage.png"]
@@ -146,9 +146,9 @@ def test_it_is_evaluated_once_and_one_image_swept(finished, tmp_path, monkeypatc
         counts.append((len(found.labels), len(found.scales)))
         return found
 
-    monkeypatch.setattr(files, "evaluate", counted)
+    monkeypatch.setattr(job, "evaluate", counted)
     monkeypatch.setattr(inspection, "evaluate", counted)
-    files.evaluate_workdir(finished, scales=[1.0], output=tmp_path, report=True)
+    job.evaluate_workdir(finished, scales=[1.0], output=tmp_path, report=True)
     assert counts == [(360, 1), (1, len(inspection.SWEEP))]
     words = Page((tmp_path / "report.html").read_text()).words()
     assert "shown where both S = 0.6 and S = 0.8 are evaluated, which they were not" in words

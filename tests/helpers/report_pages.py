@@ -10,7 +10,7 @@ import numpy as np
 
 from urnet_jax.evaluate import files, page
 from urnet_jax.evaluate.evaluation import Evaluation
-from urnet_jax.evaluate.inspection import Run
+from urnet_jax.evaluate.run import Run
 from urnet_jax.nets.cost import flops_per_sample
 
 VOID = {"meta", "link", "img"}

@@ -18,7 +18,7 @@ from urnet_jax import config as config_lib
 from urnet_jax import kinds
 from urnet_jax.config import Config
 from urnet_jax.errors import UserError
-from urnet_jax.evaluate import evaluation, files, inspection
+from urnet_jax.evaluate import evaluation, inspection
 from urnet_jax.nets import network
 from urnet_jax.nets.contract import Description
 from urnet_jax.nets.cost import macs_per_sample
@@ -83,7 +83,7 @@ def test_its_auxiliary_loss_is_trained_with_the_others(workdir):
 def test_it_is_evaluated_alike_by_every_execution(workdir, tmp_path):
     arrays = []
     for how in ("dense", "auto"):
-        files.evaluate_workdir(workdir, execution=how, output=tmp_path / how, report=how == "auto")
+        job.evaluate_workdir(workdir, execution=how, output=tmp_path / how, report=how == "auto")
         with np.load(tmp_path / how / "eval_samples.npz") as samples:
             arrays.append({name: samples[name] for name in samples.files})
     dense, auto = arrays

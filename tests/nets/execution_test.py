@@ -23,7 +23,6 @@ from helpers.execution_networks import (
     run,
 )
 from helpers.variables import apply
-from urnet_jax.evaluate import files
 from urnet_jax.nets.mode import Execution
 
 examples = settings(max_examples=12, deadline=None, derandomize=True)
@@ -138,7 +137,7 @@ def test_evaluation_is_the_same_with_any_execution(finished, tmp_path):
     tables = []
     for how in ("dense", "auto"):
         output = tmp_path / how
-        files.evaluate_workdir(tmp_path / "run", batch_size=4, execution=how, output=output)
+        job.evaluate_workdir(tmp_path / "run", batch_size=4, execution=how, output=output)
         with np.load(output / "eval_samples.npz") as samples:
             gates, predictions = samples["gates"], samples["predictions"]
         tables.append((pd.read_csv(output / "eval.csv"), gates, predictions))

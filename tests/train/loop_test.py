@@ -17,7 +17,6 @@ from helpers.train_runs import (
 from helpers.variables import init_variables, split_gates
 from urnet_jax import config as config_lib
 from urnet_jax.errors import UserError
-from urnet_jax.evaluate import files
 from urnet_jax.phases import PHASES
 from urnet_jax.runs import writers
 from urnet_jax.runs.load import load_network
@@ -196,7 +195,7 @@ def test_averaged_parameters_are_those_that_are_evaluated(averaged, tiny):
     assert not any(jax.tree.leaves(split_gates(differs)[0]))
     _, params, _ = load_network(averaged)
     assert_identical(params, final.ema_params)
-    (row,) = files.evaluate_workdir(averaged).to_dict("records")
+    (row,) = job.evaluate_workdir(averaged).to_dict("records")
     on_the_way = lines(averaged, "eval")[-1]
     assert {name: on_the_way[name] for name in row} == pytest.approx(row)
     begun = start_phase(tiny(), "joint", STEPS_PER_EPOCH, final, MESH)

@@ -31,6 +31,10 @@ def main() -> None:
                   without it, an older report.html in that folder is removed
     --calibrated  uses what `urnet calibrate` found for the checkpoint, if it was run (default);
                   --calibrated=False evaluates the network as training left it
+    --image_part  also says what gates gain by looking at the image: top-1 beside that of the same
+                  network with one path for all images, at equal cost
+    --static      folders, separated by commas, that hold evaluations of plain networks by this
+                  command: they are drawn beside this one, and compared with it at their costs
 
     All devices of this host share the work; where there are several hosts, start it on one.
     """
@@ -51,6 +55,8 @@ def _parse_evaluate(argv: list[str]) -> tuple[float, ...] | None:
     flags.DEFINE_string("output", "", "The folder for tables and plots.")
     flags.DEFINE_boolean("report", False, "Also writes report.html.")
     flags.DEFINE_boolean("calibrated", True, "Uses the checkpoint's calibration.")
+    flags.DEFINE_boolean("image_part", False, "Also says what looking at the image gains.")
+    flags.DEFINE_list("static", [], "Folders of evaluations of plain networks.")
     parse(argv)
     check_workdir()
     which_step()
@@ -59,11 +65,11 @@ def _parse_evaluate(argv: list[str]) -> tuple[float, ...] | None:
 
 @_told_to_the_user
 def _evaluate(scales: tuple[float, ...] | None) -> None:
-    from urnet_jax.evaluate import files
+    from urnet_jax.evaluate import job
     from urnet_jax.xla import cache
 
     cache.keep_compiled()
-    files.evaluate_workdir(
+    job.evaluate_workdir(
         FLAGS.workdir,
         which=which_step(),
         scales=scales,
@@ -74,4 +80,6 @@ def _evaluate(scales: tuple[float, ...] | None) -> None:
         output=FLAGS.output,
         report=FLAGS.report,
         calibrated=FLAGS.calibrated,
+        static=FLAGS.static,
+        image_part=FLAGS.image_part,
     )

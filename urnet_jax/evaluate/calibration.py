@@ -24,7 +24,7 @@ from urnet_jax.data.splits import Split
 from urnet_jax.errors import UserError
 from urnet_jax.evaluate import inspection
 from urnet_jax.evaluate.evaluation import check_scales, evaluate
-from urnet_jax.evaluate.inspection import Run
+from urnet_jax.evaluate.run import Run
 from urnet_jax.runs import calibration
 from urnet_jax.runs.calibration import Calibration
 from urnet_jax.streams import Stream
@@ -147,7 +147,7 @@ def _shares(run: Run, scales: Sequence[float], offsets: Shares, split: Split) ->
     evaluation = evaluate(
         run.eval_step, *run.variables, split, run.config, scales,
         min(run.config.eval.batch_size, split.num_examples), progress=False, mesh=run.mesh,
-        calibration=given,
+        offset=given.offset,
     )  # fmt: skip
     return evaluation.flops.mean(axis=1) / evaluation.full_flops
 

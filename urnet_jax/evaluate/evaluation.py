@@ -18,8 +18,10 @@ from urnet_jax.data.splits import Split
 from urnet_jax.errors import UserError
 from urnet_jax.nets.contract import Description
 from urnet_jax.nets.cost import flops_per_sample
-from urnet_jax.runs.calibration import Calibration
 from urnet_jax.xla import sharding
+
+Offset = Callable[[float], Any]
+"""f(S) -> what is added to the logits of all gates, a number, or of each, [G]."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -99,7 +101,7 @@ def evaluate(
     batch_size: int,
     progress: bool = True,
     mesh: Mesh | None = None,
-    calibration: Calibration | None = None,
+    offset: Offset | None = None,
 ) -> Evaluation:
     """Runs every example of the split exactly once for each S.
 
@@ -116,7 +118,7 @@ def evaluate(
         to a multiple of the number of devices, and to a whole last batch, is padding.
       progress: shows a progress bar on stderr if that is a terminal.
       mesh: that `eval_step` was made for.
-      calibration: whose offsets the gates are given at each S.
+      offset: what is added to the gates' logits at each S, as `Calibration.offset` gives it.
 
     Raises:
       UserError: a scale is not in [0, 1].
@@ -126,7 +128,7 @@ def evaluate(
     mesh = mesh or Mesh(jax.local_devices()[:1], ("data",))
     batch_size = -(-batch_size // mesh.size) * mesh.size
     step = functools.partial(eval_step, params, batch_stats)
-    results = _dispatched(step, split, config, grid, batch_size, mesh, calibration)
+    results = _dispatched(step, split, config, grid, batch_size, mesh, offset)
     kept = ("prediction", "correct", "loss", "gates", "label", "gate_logits")
     parts = [{name: [] for name in kept} for _ in grid]
     total, hidden = split.num_examples * len(grid), None if progress else True
@@ -167,16 +169,18 @@ def _evaluation(
 
 def _dispatched(
     step: Callable[..., dict[str, jax.Array]], split: Split, config: Config,
-    grid: tuple[float, ...], batch_size: int, mesh: Mesh, calibration: Calibration | None,
+    grid: tuple[float, ...], batch_size: int, mesh: Mesh, offset: Offset | None,
 ) -> Iterator[tuple[int, int, dict[str, jax.Array]]]:  # fmt: skip
     """What `step` gives for each batch at each S: place of S in the grid, examples, results."""
     _, hosts = _place(mesh)
     requests = []
     for scale in grid:
-        offset = 0.0 if calibration is None else calibration.offset(scale)
+        of_all = {"scale": scale, "offset": 0.0 if offset is None else offset(scale)}
         local = {
-            name: np.full(batch_size // hosts, value, np.float32)
-            for name, value in (("scale", scale), ("offset", offset))
+            name: np.tile(
+                np.asarray(value, np.float32), (batch_size // hosts, *[1] * np.ndim(value))
+            )
+            for name, value in of_all.items()
         }
         requests.append(sharding.global_batch(local, mesh))
     # Batches are outermost, so that each is read and decoded once for all S.
@@ -228,7 +232,8 @@ def summarize(evaluation: Evaluation) -> pd.DataFrame:
 
     Means and standard deviations (of the population) are over samples. `blocks_*` count the
     residual blocks that a sample used of `blocks_total`; `usage_mean` is their share. `flops_share`
-    is `flops_mean` as a share of `flops_full`, the network with every block used.
+    is `flops_mean` as a share of `flops_full`, the network with every block used. `distinct_paths`
+    counts the different sets of blocks that samples used.
     """
     total, full = evaluation.num_gates, evaluation.full_flops
     correct = evaluation.right.sum(axis=1)
@@ -250,5 +255,6 @@ def summarize(evaluation: Evaluation) -> pd.DataFrame:
             "flops_std": flops.std(axis=1),
             "flops_full": full,
             "flops_share": flops.mean(axis=1) / full,
+            "distinct_paths": [len(np.unique(paths, axis=0)) for paths in evaluation.gates],
         }
     )

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -38,23 +38,34 @@ def to_png(picture: Figure | Image.Image, dpi: float | Literal["figure"] = "figu
     return buffer.getvalue()
 
 
-def label_points(axes: Axes, xs: np.ndarray, ys: np.ndarray, labels: Sequence[str]) -> None:
-    """Writes each label beside its point, clear of the curve, the axes and other labels.
+class Curve(NamedTuple):
+    """Points that are joined by lines, each with its label."""
+
+    xs: Sequence[float] | np.ndarray
+    ys: Sequence[float] | np.ndarray
+    labels: Sequence[str]
+
+
+def label_points(axes: Axes, *curves: Curve) -> None:
+    """Writes each label beside its point, clear of the curves, the axes and other labels.
 
     A label that finds no room, among many points in one spot, is left out.
     """
-    points = axes.transData.transform(np.c_[xs, ys])
+    places = [axes.transData.transform(np.c_[curve.xs, curve.ys]) for curve in curves]
+    points = np.concatenate(places)
     taken = [Bbox.from_bounds(x - 7, y - 7, 14, 14) for x, y in points]
-    for start, end in zip(points[:-1], points[1:], strict=True):
-        dots = np.linspace(start, end, 2 + int(np.hypot(*(end - start)) / 4))
-        taken += [Bbox.from_bounds(x - 1, y - 1, 2, 2) for x, y in dots]
+    for of_one in places:
+        for start, end in zip(of_one[:-1], of_one[1:], strict=True):
+            dots = np.linspace(start, end, 2 + int(np.hypot(*(end - start)) / 4))
+            taken += [Bbox.from_bounds(x - 1, y - 1, 2, 2) for x, y in dots]
     # With room to spare: saved at another resolution, text is not exactly as large.
     inside = axes.get_window_extent().padded(-_LABEL_MARGIN_PX)
     # Below and right, then above and left: where a rising, flattening curve is not.
-    places = [(4, -5), (-4, 5), (0, 8), (0, -8)]
-    places += [(dx, dy) for r in (20, 34, 48) for dx, dy in ((r, -r), (-r, r), (0, r), (0, -r))]
-    for point, x, y, label in zip(points, xs, ys, labels, strict=True):
-        for dx, dy in places:
+    shifts = [(4, -5), (-4, 5), (0, 8), (0, -8)]
+    shifts += [(dx, dy) for r in (20, 34, 48) for dx, dy in ((r, -r), (-r, r), (0, r), (0, -r))]
+    labelled = [each for curve in curves for each in zip(*curve, strict=True)]
+    for point, (x, y, label) in zip(points, labelled, strict=True):
+        for dx, dy in shifts:
             text = axes.annotate(label, (x, y), (dx, dy), textcoords="offset points", fontsize=8)
             text.set_horizontalalignment("left" if dx > 0 else "right" if dx < 0 else "center")
             text.set_verticalalignment("bottom" if dy > 0 else "top")

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from urnet_jax.config import heeds_scale
 from urnet_jax.data.splits import Split
 from urnet_jax.evaluate import page_images, plots
 from urnet_jax.evaluate.evaluation import Evaluation, summarize
-from urnet_jax.evaluate.inspection import Run
 from urnet_jax.evaluate.page_pieces import (
     Beside,
     Facts,
@@ -21,9 +21,14 @@ from urnet_jax.evaluate.page_pieces import (
     render,
     width_of,
 )
+from urnet_jax.evaluate.run import Run
+from urnet_jax.evaluate.static import compare
 
 
-def make(run: Run, split: Split, evaluation: Evaluation, record: Mapping[str, Any]) -> str:
+def make(
+    run: Run, split: Split, evaluation: Evaluation, record: Mapping[str, Any],
+    beside: pd.DataFrame | None = None,
+) -> str:  # fmt: skip
     """The page, as HTML that needs no other file.
 
     A plain network, or one in phase `pretrain`, gets its facts and its table. Otherwise one sample
@@ -34,6 +39,7 @@ def make(run: Run, split: Split, evaluation: Evaluation, record: Mapping[str, An
       split: on which.
       evaluation: of every example of `split`; its `gate_logits` are not needed.
       record: what eval.json records of it, see `files.describe`.
+      beside: plain networks that are shown beside it, of `static.read`.
     """
     arch = evaluation.arch
     kind = "Gated" if arch.gated else "Plain"
@@ -60,7 +66,7 @@ def make(run: Run, split: Split, evaluation: Evaluation, record: Mapping[str, An
             "eval_samples.npz those of each image."
         )
     ]
-    sections = [_results(evaluation, record.get("plain_top1_percent"))]
+    sections = [_results(evaluation, record.get("plain_top1_percent"), beside)]
     if run.config.gate.random_drop == "never":
         seen = page_images.Seen(run, split, evaluation)
         sections += [seen.paths(), seen.lost(), seen.sweep()]
@@ -144,7 +150,9 @@ def _table(evaluation: Evaluation) -> tuple[Table, Paragraph]:
     return Table("Top-1, blocks and FLOPs at each S", columns, rows), Paragraph(legend)
 
 
-def _results(evaluation: Evaluation, plain_top1_percent: float | None) -> Section:
+def _results(
+    evaluation: Evaluation, plain_top1_percent: float | None, static: pd.DataFrame | None
+) -> Section:
     """The table, top-1 against FLOPs, and which blocks are used at which S."""
     summary, blocks = summarize(evaluation), evaluation.num_gates
     ends: Any = summary.iloc[[0, -1]].itertuples()
@@ -161,8 +169,10 @@ def _results(evaluation: Evaluation, plain_top1_percent: float | None) -> Sectio
             " The dashed line is the plain network that this one began from, at the end of phase "
             f"pretrain: {plain_top1_percent:.2f} %."
         )
+    if static is not None:
+        caption += " The squares are plain networks of several sizes, each trained by itself."
     figure = plots.plot_top1_vs_flops(
-        summary, plain_top1_percent=plain_top1_percent, width=width_of(1)
+        summary, plain_top1_percent=plain_top1_percent, width=width_of(1), static=static
     )
     curve = Plot(figure, caption, f"Curve of top-1 against FLOPs, from {low} to {high}.")
 
@@ -176,5 +186,25 @@ def _results(evaluation: Evaluation, plain_top1_percent: float | None) -> Sectio
         f"Map of usage by block and S. Over all S block {most + 1} is used most, by "
         f"{used[most]:.0f} % of the images, and block {least + 1} least, by {used[least]:.0f} %.",
     )
-    beside = Beside((curve, usage), wide=is_wide(blocks))
-    return Section("Accuracy and cost at each S", (*_table(evaluation), beside))
+    plots_beside = Beside((curve, usage), wide=is_wide(blocks))
+    shown = (*_table(evaluation), *_static(summary, static), plots_beside)
+    return Section("Accuracy and cost at each S", shown)
+
+
+def _static(summary: pd.DataFrame, static: pd.DataFrame | None) -> tuple[Table, ...]:
+    """The network at the cost of each plain one, where those are known."""
+    if static is None:
+        return ()
+    records: Any = compare(summary, static).itertuples()
+    rows = [
+        (
+            row.network,
+            f"{100 * row.flops_share:.1f}",
+            f"{row.top1_percent:.2f}",
+            "–" if np.isnan(row.over) else f"{row.resizable_percent:.2f}",
+            "–" if np.isnan(row.over) else f"{row.over:+.2f}",
+        )
+        for row in records
+    ]
+    columns = ("Plain\nnetwork", "FLOPs,\n%", "Its\ntop-1, %", "Here,\n%", "Over it,\npoints")
+    return (Table("At the cost of plain networks, between the points above", columns, rows),)

@@ -10,7 +10,6 @@ from urnet_jax.data.splits import Split, examples, places
 from urnet_jax.evaluate import inspection, plots
 from urnet_jax.evaluate.evaluation import Evaluation, summarize
 from urnet_jax.evaluate.figures import thumbnail
-from urnet_jax.evaluate.inspection import Run
 from urnet_jax.evaluate.page_pieces import (
     Beside,
     Images,
@@ -23,6 +22,7 @@ from urnet_jax.evaluate.page_pieces import (
     is_wide,
     width_of,
 )
+from urnet_jax.evaluate.run import Run
 
 _MOST_CLASSES = 20
 _MOST_LOST = 16

@@ -12,10 +12,11 @@ from jaxtyping import Float, Num, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from urnet_jax.evaluate.figures import NotebookFigure, label_points
+from urnet_jax.evaluate.figures import Curve, NotebookFigure, label_points
 
 _LINE = "#1f5f8b"
 _BAR = "#a9c6db"
+_STATIC = "#8a5a00"
 _MOST_NUMBERED_BLOCKS = 36
 _MOST_NUMBERED_CELLS = 150
 
@@ -25,6 +26,7 @@ def plot_top1_vs_flops(
     title: str = "",
     plain_top1_percent: float | None = None,
     width: float = 6.4,
+    static: pd.DataFrame | None = None,
 ) -> Figure:
     """Top-1 (percent) against FLOPs (percent of the full network), a point for every S.
 
@@ -34,6 +36,7 @@ def plot_top1_vs_flops(
       title: written above the plot.
       plain_top1_percent: of the plain network, drawn as a line.
       width: of the figure, in inches.
+      static: plain networks drawn beside it, of `static.read`.
 
     Returns:
       The figure. Horizontal bars are one standard deviation over the samples.
@@ -46,16 +49,23 @@ def plot_top1_vs_flops(
     axes.errorbar(share, top1, xerr=spread, fmt="none", ecolor=_BAR, elinewidth=2, capsize=3)
     axes.plot(share, top1, "o-", color=_LINE, linewidth=1.5, markersize=6, zorder=3)
 
-    heights = top1 if plain_top1_percent is None else np.append(top1, plain_top1_percent)
-    low, high = heights.min(), heights.max()
-    margin = max(0.5, 0.15 * (high - low))
-    axes.set_ylim(low - margin, high + margin)
-    left, right = (share - spread).min(), (share + spread).max()
-    pad = max(2.0, 0.06 * (right - left))
-    axes.set_xlim(left - pad, right + pad)
+    curves = [Curve(share, top1, [f"S = {scale:g}" for scale in summary["scale"]])]
+    lines, heights = {}, [*top1]
     if plain_top1_percent is not None:
-        line = axes.axhline(plain_top1_percent, color="0.5", linewidth=1, linestyle="--")
-        axes.legend([line], ["plain network, after phase pretrain"], frameon=False, fontsize=8)
+        heights.append(plain_top1_percent)
+        lines["plain network, after phase pretrain"] = axes.axhline(
+            plain_top1_percent, color="0.5", linewidth=1, linestyle="--"
+        )
+    if static is not None:
+        costs = 100 * (static["flops"] / summary["flops_full"].iloc[0]).to_numpy(float)
+        curves.append(Curve(costs, static["top1_percent"].to_numpy(float), [*static["network"]]))
+        (lines["plain networks of several sizes"],) = axes.plot(
+            *curves[1][:2], "s:", color=_STATIC, linewidth=1.2, markersize=5
+        )
+        heights += [*curves[1].ys]
+    _set_limits(axes, [*(share - spread), *(share + spread), *curves[-1].xs], heights)
+    if lines:
+        axes.legend(lines.values(), lines.keys(), frameon=False, fontsize=8)
     axes.set_xlabel("FLOPs, % of the full network\n(bars: one standard deviation over samples)")
     axes.set_ylabel("top-1, %")
     axes.grid(color="0.9")
@@ -64,8 +74,16 @@ def plot_top1_vs_flops(
     if title:
         axes.set_title(title, fontsize=10)
     figure.draw_without_rendering()  # the layout decides where points are, in pixels
-    label_points(axes, share, top1, [f"S = {scale:g}" for scale in summary["scale"]])
+    label_points(axes, *curves)
     return figure
+
+
+def _set_limits(axes: Axes, xs: Sequence[float], ys: Sequence[float]) -> None:
+    """Room for all points, and for their labels."""
+    height, width = max(ys) - min(ys), max(xs) - min(xs)
+    margin, pad = max(0.5, 0.15 * height), max(2.0, 0.06 * width)
+    axes.set_ylim(min(ys) - margin, max(ys) + margin)
+    axes.set_xlim(min(xs) - pad, max(xs) + pad)
 
 
 def plot_block_usage(

@@ -49,7 +49,7 @@ def make_eval_step(
       f(params, batch_stats, images, labels, scale, index, offset=None) -> correct [B] (bool),
       prediction [B], loss [B] (the task's, nats), gates [B, G], label [B] and, where the network's
       own gates decide, gate_logits [B, G]; with a mesh, the whole batch's on every device. The
-      offset, [B], is a calibration's, part of the logits.
+      offset, [B] or for each gate [B, G], is part of the logits: a calibration's, say.
     """
     arch, build = network_of(config)
     graph, task, platform = network.graph(arch, build), network.task(arch), sharding.platform(mesh)
@@ -97,17 +97,18 @@ def _shared(eval_step: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
 
 def gate_inputs(
     config: Config, phase: str, scale: Float[Array, " B"], index: Int[Array, " B"],
-    offset: Float[Array, " B"] | None = None,
+    offset: Float[Array, " B"] | Float[Array, "B G"] | None = None,
 ) -> GateInputs:  # fmt: skip
     """What a network of `phase` is tested and served with.
 
     Nothing is drawn but for random drop, whose draws depend on the seed, each example's `index` and
-    S alone; gates beside it are sigmoids, which weigh what it leaves. An offset is a calibration's.
+    S alone; gates beside it are sigmoids, which weigh what it leaves. An offset is added to logits.
     """
     size, arch = index.shape[0], architecture(config)
     num_gates, inputs = arch.num_gates, GateInputs(scale)
     if offset is not None:
-        inputs = inputs.shifted(jnp.broadcast_to(offset[:, None], (size, num_gates)))
+        offset = offset.reshape(size, -1)
+        inputs = inputs.shifted(jnp.broadcast_to(offset, (size, num_gates)))
     if not (arch.gated and PHASES[phase].own_gates):
         inputs = inputs._replace(given=jnp.ones((size, num_gates)))
     if heeds_scale(config, phase) and config.gate.random_drop != "never":
