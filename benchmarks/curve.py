@@ -21,7 +21,8 @@ S, and writes curve.csv, a table and a plot.
 --time_limit_s  after which the network in training saves, and what there is is written; the same
                 command goes on
 --output        the folder of what is written (default: runs/benchmarks/curve; what is to be kept
-                in the repository: results/curve), in a folder of its own for each base and dataset
+                in the repository: results/curve), in a folder of its own for each base and dataset,
+                evaluations of the static networks included, which evaluate.py --static takes
 --fresh         evaluate again what is recorded
 """
 
@@ -35,7 +36,6 @@ from typing import Any
 # Run as a script, the repository's root is not where Python looks; it need not be installed.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-import numpy as np
 from absl import flags
 
 from benchmarks import curve_report, curve_rows, paper_rows, results, timing, trained
@@ -104,7 +104,9 @@ def _groups(values: flags.FlagValues, deadline: float) -> list[results.Group]:
         for name, fields in _asked(values, seed).items():
             network = _network(values, name, seed, fields)
             gated = fields["model.gated"]
-            measure = functools.partial(_measure, network, begins if gated else [], deadline, seed)
+            measure = functools.partial(
+                _measure, network, begins if gated else [], values, deadline, seed
+            )
             groups.append((f"{name}, seed {seed}", network.settings, measure))
     return groups
 
@@ -190,9 +192,12 @@ def _gated(values: flags.FlagValues, seed: int, changed: dict[str, Any]) -> dict
 
 
 def _measure(
-    network: Network, begins: Sequence[Callable[[], None]], deadline: float, seed: int
-) -> tuple[list[results.Row], dict[str, str]]:
+    network: Network, begins: Sequence[Callable[[], None]], values: flags.FlagValues,
+    deadline: float, seed: int,
+) -> tuple[list[results.Row], dict[str, str]]:  # fmt: skip
     """Trains what is needed, calibrates a network that has gates, and evaluates it.
+
+    A static network's evaluation is kept beside the record, for `evaluate.py --static`.
 
     Raises:
       Stopped, UserError: see `trained.train`; calibration and evaluation likewise.
@@ -203,25 +208,25 @@ def _measure(
     trained.train(network, deadline)
     if not network.fields["model.gated"]:
         found = trained.evaluate(network, deadline)
+        kept = pathlib.Path(values.output) / "static" / network.workdir.name / "eval.json"
+        results.write_json(kept, found)
         return [_row(row, found, seed, "") for row in found["rows"]], {}
-    rows = []
     before = trained.evaluate(network, deadline, "--calibrated=False")
-    rows += [_row(row, before, seed, "before") for row in before["rows"]]
+    rows = [_row(row, before, seed, "before") for row in before["rows"]]
     trained.run(
         "calibrate", f"--workdir={network.workdir}",
         f"--data_dir={network.fields['data.dir']}", deadline=deadline,
     )  # fmt: skip
-    after = trained.evaluate(network, deadline)
-    with np.load(network.workdir / "eval_samples.npz") as samples:
-        paths = [len(np.unique(gates, axis=0)) for gates in samples["gates"]]
-    for row, distinct in zip(after["rows"], paths, strict=True):
-        rows.append(_row(row, after, seed, "after") | {"distinct_paths": distinct})
+    after = trained.evaluate(network, deadline, "--image_part")
+    for row, blind in zip(after["rows"], after["image_part"], strict=True):
+        of_image = {"fixed_percent": blind["fixed_percent"], "gain": blind["gain"]}
+        rows.append(_row(row, after, seed, "after") | of_image)
     return rows, {}
 
 
 def _row(row: dict[str, Any], found: dict[str, Any], seed: int, calibration: str) -> results.Row:
     """What is recorded of one S: multiply-adds, which tell the cost beside any network."""
-    kept = ("scale", "examples", "top1_percent", "flops_mean", "flops_share")
+    kept = ("scale", "examples", "top1_percent", "flops_mean", "flops_share", "distinct_paths")
     of_run = {"step": found["step"], "seed": seed, "calibration": calibration}
     return {name: row[name] for name in kept} | of_run
 

@@ -13,7 +13,9 @@ from rich.table import Table
 from benchmarks.results import Row
 from urnet_jax.evaluate.figures import to_png
 
-COLUMNS = ["network", "S", "flops_share", "top1", "asked", "distinct_paths", "seed"]
+COLUMNS = [
+    "network", "S", "flops_share", "top1", "asked", "distinct_paths", "seed", "fixed_top1",
+]  # fmt: skip
 
 
 def table(record: Row) -> pd.DataFrame:
@@ -21,7 +23,8 @@ def table(record: Row) -> pd.DataFrame:
 
     Columns: `network`, `S` (missing for static networks), `flops_share` (of the base without
     gates), `top1` in percent, `asked` (the share that S asks for), `distinct_paths` among the test
-    images, and `seed`.
+    images, `seed`, and `fixed_top1`, the network's top-1 at that cost without the image's part of
+    its gates' logits (missing for static networks), see `evaluate.image_part`.
     """
     rows = [row for row in record["rows"] if row["calibration"] != "before"]
     names = [row["group"].rsplit(",", 1)[0] for row in rows]
@@ -32,8 +35,9 @@ def table(record: Row) -> pd.DataFrame:
             "flops_share": row["flops_mean"] / record["base_flops"],
             "top1": row["top1_percent"],
             "asked": row["scale"] if row["calibration"] else np.nan,
-            "distinct_paths": row.get("distinct_paths", 1),
+            "distinct_paths": row["distinct_paths"],
             "seed": row["seed"],
+            "fixed_top1": row.get("fixed_percent", np.nan),
         }
         for name, row in zip(names, rows, strict=True)
     ]
@@ -110,7 +114,16 @@ def _data(dataset: str) -> str:
 
 def _show(rows: pd.DataFrame) -> None:
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for header in ("network", "S", "FLOPs, %", "top-1, %", "over static", "paths", "seed"):
+    for header in (
+        "network",
+        "S",
+        "FLOPs, %",
+        "top-1, %",
+        "over static",
+        "over fixed",
+        "paths",
+        "seed",
+    ):
         shown.add_column(header, justify="left" if header == "network" else "right")
     over = to_static(rows)
     cells: Any = rows.itertuples()
@@ -118,6 +131,7 @@ def _show(rows: pd.DataFrame) -> None:
         shown.add_row(
             row.network, "" if np.isnan(row.S) else f"{row.S:g}", f"{100 * row.flops_share:.1f}",
             f"{row.top1:.2f}", "" if np.isnan(row.S) or np.isnan(points) else f"{points:+.2f}",
+            "" if np.isnan(row.fixed_top1) else f"{row.top1 - row.fixed_top1:+.2f}",
             str(row.distinct_paths), str(row.seed),
         )  # fmt: skip
     Console().print(shown)

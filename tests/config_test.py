@@ -34,6 +34,7 @@ def test_shipped_configs_are_the_promised_ones():
         "cifar10_resnet110",
         "cifar10_resnet20",
         "digits",
+        "finetune",
         "imagenet_resnet101",
         "table1",
         "table2",

@@ -19,6 +19,7 @@ def row(group: str, scale: float, top1: float, flops: float, calibration: str, s
     return {
         "group": f"{group}, seed {seed}", "scale": scale, "top1_percent": top1,
         "flops_mean": flops, "flops_share": flops / 101, "seed": seed, "calibration": calibration,
+        "distinct_paths": 1,
     }  # fmt: skip
 
 
@@ -30,7 +31,8 @@ RECORD: dict[str, Any] = {
         row("static ResNet-20", 1.0, 91.0, 100.0, ""),
         row("resizable", 0.2, 70.0, 20.0, "before"),
         row("resizable", 0.2, 71.0, 20.0, "after"),
-        row("resizable", 0.65, 88.0, 65.0, "after") | {"distinct_paths": 12},
+        row("resizable", 0.65, 88.0, 65.0, "after")
+        | {"distinct_paths": 12, "fixed_percent": 87.25},
         row("resizable", 1.0, 91.5, 101.0, "after"),
     ],
 }  # fmt: skip
@@ -58,7 +60,8 @@ def test_files_are_written(tmp_path, capsys):
     assert [path.name for path in written] == ["cpu.json", "curve.csv", "curve.png"]
     assert len(pd.read_csv(tmp_path / "curve.csv")) == 6
     assert (tmp_path / "curve.png").stat().st_size > 10_000
-    assert "+2.00" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "+2.00" in printed and "+0.75" in printed
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ TRAIN = [
                                      "1."),
     (["--config=digit"], "config 'digit' is neither a file nor one of the shipped configs "
                          "cifar100_resnet110, cifar10_resnet110, cifar10_resnet20, digits, "
-                         "imagenet_resnet101, table1, table2."),
+                         "finetune, imagenet_resnet101, table1, table2."),
     (["--config.model.gated", "False"], "unexpected argument 'False'; write every option as "
                                         "--name=value."),
     (["--confg=digits"], "Unknown command line flag 'confg'. Did you mean: config ?"),
