@@ -142,7 +142,15 @@ def segments(
     checkpointer = checkpoint.Checkpointer(folder, keep=1, keep_best=0)
     writer = writers.MetricWriter(folder, resume_step=0)
     run = loop.Run(
-        config, mesh, steps_per_epoch, checkpointer, writer, test_split, batches, between
+        config,
+        mesh,
+        steps_per_epoch,
+        checkpointer,
+        writer,
+        train_split,
+        test_split,
+        batches,
+        between,
     )
     try:
         loop.run_phase(run, PHASE, start.start_phase(config, PHASE, steps_per_epoch, None, mesh))

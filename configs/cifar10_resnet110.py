@@ -132,7 +132,7 @@ def pretrain(*, epochs: float) -> ml_collections.ConfigDict:
     section.weight_decay = 1e-4  # of kernels; norms, biases and gates are spared
     section.clip_norm = 0.0  # of the global gradient; 0: no clipping
     section.ema_decay = 0.0  # 0: no average; else evaluation uses averaged parameters, with
-    # BatchNorm statistics that are not averaged
+    # BatchNorm statistics that are measured for them
     return section
 
 

@@ -13,6 +13,7 @@ class Stream(enum.IntEnum):
     TEST = 0x7E57
     ORDER = 0xDA7A
     CALIBRATION = 0xCA1B
+    STATISTICS = 0x57A7
 
 
 def key(seed: Any, stream: Stream) -> Any:

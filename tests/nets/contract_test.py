@@ -18,7 +18,7 @@ from urnet_jax import config as config_lib
 from urnet_jax import kinds
 from urnet_jax.config import Config
 from urnet_jax.errors import UserError
-from urnet_jax.evaluate import evaluation, inspection
+from urnet_jax.evaluate import evaluation, inspection, job
 from urnet_jax.nets import network
 from urnet_jax.nets.contract import Description
 from urnet_jax.nets.cost import macs_per_sample

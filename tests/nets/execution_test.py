@@ -23,6 +23,7 @@ from helpers.execution_networks import (
     run,
 )
 from helpers.variables import apply
+from urnet_jax.evaluate import job
 from urnet_jax.nets.mode import Execution
 
 examples = settings(max_examples=12, deadline=None, derandomize=True)

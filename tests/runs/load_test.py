@@ -18,6 +18,7 @@ from urnet_jax.runs.checkpoint import Checkpointer
 from urnet_jax.runs.load import load_network
 from urnet_jax.runs.meta import Meta
 from urnet_jax.train import state
+from urnet_jax.train.state import Averaged
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -40,12 +41,13 @@ def test_what_is_restored_is_what_is_loaded(finished):
 
 def test_neither_the_optimiser_nor_what_is_averaged_is_read(tiny, tmp_path):
     config = tiny()
-    (params, batch_stats), (averages, _) = (variables(architecture(config), k) for k in range(2))
+    (params, batch_stats), averages = (variables(architecture(config), k) for k in range(2))
     save(tmp_path / "plain", config, params=params, batch_stats=batch_stats)
     assert_identical(load_network(tmp_path / "plain")[1:], (params, batch_stats))
     config = tiny({"joint.ema_decay": 0.9})
-    save(tmp_path / "averaged", config, ema_params=averages, batch_stats=batch_stats)
-    assert_identical(load_network(tmp_path / "averaged")[1:], (averages, batch_stats))
+    held = Averaged(*averages)
+    save(tmp_path / "averaged", config, ema_params=held, params=params, batch_stats=batch_stats)
+    assert_identical(load_network(tmp_path / "averaged")[1:], averages)
 
 
 def test_a_checkpoint_that_lacks_a_part_of_the_network_is_refused(tiny, tmp_path):

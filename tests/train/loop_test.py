@@ -17,6 +17,7 @@ from helpers.train_runs import (
 from helpers.variables import init_variables, split_gates
 from urnet_jax import config as config_lib
 from urnet_jax.errors import UserError
+from urnet_jax.evaluate import job
 from urnet_jax.phases import PHASES
 from urnet_jax.runs import writers
 from urnet_jax.runs.load import load_network
@@ -190,16 +191,17 @@ AVERAGED = {
 def test_averaged_parameters_are_those_that_are_evaluated(averaged, tiny):
     final = newest_state(averaged)
     assert final.ema_params is not None
-    differs = jax.tree.map(lambda a, b: bool((a != b).any()), final.params, final.ema_params)
+    average = final.ema_params
+    differs = jax.tree.map(lambda a, b: bool((a != b).any()), final.params, average.params)
     assert all(jax.tree.leaves(split_gates(differs)[1]))
     assert not any(jax.tree.leaves(split_gates(differs)[0]))
-    _, params, _ = load_network(averaged)
-    assert_identical(params, final.ema_params)
+    _, *loaded = load_network(averaged)
+    assert_identical(tuple(loaded), tuple(average))
     (row,) = job.evaluate_workdir(averaged).to_dict("records")
     on_the_way = lines(averaged, "eval")[-1]
     assert {name: on_the_way[name] for name in row} == pytest.approx(row)
     begun = start_phase(tiny(), "joint", STEPS_PER_EPOCH, final, MESH)
-    assert_identical(begun.params, final.ema_params)
+    assert_identical((begun.params, begun.batch_stats), tuple(average))
     assert begun.ema_params is None
 
 

@@ -44,14 +44,15 @@ def load_network(
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     params, batch_stats = network.abstract_variables(*network_of(meta.config))
     averaged = meta.config[meta.phase].ema_decay > 0
-    name = "ema_params" if averaged else "params"
+    held = {"params": params, "batch_stats": batch_stats}
     # Without a sharding of its own, Orbax restores an array to the device it was saved from.
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
-        {name: params, "batch_stats": batch_stats},
+        {"ema_params": held} if averaged else held,
     )
     parts = checkpoint.restore_part(workdir, meta.step, abstract)
-    return LoadedNetwork(meta, parts[name], parts["batch_stats"])
+    parts = parts["ema_params"] if averaged else parts
+    return LoadedNetwork(meta, parts["params"], parts["batch_stats"])
 
 
 def _find(workdir: epath.PathLike, which: Literal["newest", "best"] | int) -> Meta:

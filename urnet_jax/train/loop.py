@@ -13,8 +13,6 @@ from jax.sharding import Mesh
 
 from urnet_jax import config as config_lib
 from urnet_jax.config import Config
-from urnet_jax.data.batches import train_batches
-from urnet_jax.data.sources import open_split
 from urnet_jax.data.splits import Split
 from urnet_jax.errors import Stopped, writable
 from urnet_jax.evaluate import evaluation, table
@@ -25,7 +23,7 @@ from urnet_jax.runs.checkpoint import Checkpointer
 from urnet_jax.runs.lock import locked
 from urnet_jax.runs.meta import Meta
 from urnet_jax.runs.writers import MetricWriter
-from urnet_jax.train import interruption, optimizer, resume, start
+from urnet_jax.train import averaging, feed, interruption, optimizer, resume, start
 from urnet_jax.train import state as state_lib
 from urnet_jax.train.interruption import AskedToStop
 from urnet_jax.train.progress import PhaseProgress, say, telling
@@ -43,6 +41,7 @@ class Run:
     steps_per_epoch: float
     checkpointer: Checkpointer
     writer: MetricWriter
+    train_split: Split
     test_split: Split
     batches: DatasetIterator
     asked_to_stop: AskedToStop
@@ -82,7 +81,7 @@ def train_and_evaluate(
             writers.check_tensorboard()
         stack.enter_context(locked(workdir))
         found = start.check(config, workdir)
-        train_split, test_split = open_splits(config)
+        train_split, test_split = feed.open_splits(config)
         if found is not None:
             resume.check_num_examples(workdir, found, train_split.num_examples)
 
@@ -96,39 +95,25 @@ def train_and_evaluate(
                 tensorboard=config.log.tensorboard, silent=not sharding.is_main(),
             )  # fmt: skip
         stack.enter_context(contextlib.closing(writer))
-        batches = stack.enter_context(contextlib.closing(own_batches(config, train_split)))
+        batches = stack.enter_context(contextlib.closing(feed.own_batches(config, train_split)))
         asked_to_stop = asked_to_stop or stack.enter_context(interruption.watched())
 
         # ---- Run ----
         steps_per_epoch = train_split.num_examples / config.data.batch_size
         run = Run(
-            config, mesh, steps_per_epoch, checkpointer, writer, test_split, batches, asked_to_stop
+            config,
+            mesh,
+            steps_per_epoch,
+            checkpointer,
+            writer,
+            train_split,
+            test_split,
+            batches,
+            asked_to_stop,
         )
         with sharding.ended_with_its_peers():  # Closing would wait for them.
             run_phases(run, found)
             checkpointer.wait()
-
-
-def open_splits(config: Config) -> tuple[Split, Split]:
-    """The training and the test split."""
-    with sharding.failing_together():  # A host may lack the data.
-        train_split = open_split(config.data, "train")
-        test_split = open_split(config.data, "test")
-    if train_split.num_examples < config.data.batch_size:
-        print(
-            f"Mind: data.batch_size is {config.data.batch_size}, more than the "
-            f"{train_split.num_examples} training images: an epoch is less than a step."
-        )
-    return train_split, test_split
-
-
-def own_batches(config: Config, train_split: Split) -> DatasetIterator:
-    """This process's parts of the training batches, without end."""
-    parts = train_batches(
-        train_split, config.data, seed=config.seed,
-        process_index=jax.process_index(), process_count=jax.process_count(),
-    )  # fmt: skip
-    return iter(parts)
 
 
 def run_phases(run: Run, found: Meta | None) -> None:
@@ -189,6 +174,7 @@ def run_phase(run: Run, phase: str, state: TrainState) -> TrainState:
 
             # ---- Evaluate, save ----
             progress.pause()
+            state = averaged(run, phase, state)
             meta = Meta(offset + n, phase, n, plan.num_steps, run.steps_per_epoch, config)
             if plan.evaluates(n) and not stop:  # Whoever asked to stop may not wait for it.
                 summary = measure(run, phase, state)
@@ -238,11 +224,18 @@ def evaluate_late(run: Run, phase: str, state: TrainState, plan: Plan) -> None:
     lines = sharding.decided_by_main(run.writer.held("eval", step))
     if not plan.evaluates(n) or lines >= len(scales_of(run.config, phase)):
         return
-    summary = measure(run, phase, state)
+    summary = measure(run, phase, averaged(run, phase, state))
     if plan.saves(n):
         run.checkpointer.add_score(step, mean_top1(summary))
     # Last: with these lines it is made.
     report(run, phase, step, summary, is_last=n >= plan.num_steps)
+
+
+def averaged(run: Run, phase: str, state: TrainState) -> TrainState:
+    """The state, its averaged network ready to be evaluated; as it is without one."""
+    return averaging.with_own_statistics(
+        state, run.config, phase, run.steps_per_epoch, run.train_split, run.mesh
+    )
 
 
 def measure(run: Run, phase: str, state: TrainState) -> pd.DataFrame:
@@ -250,7 +243,7 @@ def measure(run: Run, phase: str, state: TrainState) -> pd.DataFrame:
     config = run.config
     evaluated = evaluation.evaluate(
         _eval_step(config_lib.to_json(config), PHASES[phase].own_gates, run.mesh),
-        state.eval_params, state.batch_stats, run.test_split, config,
+        *state.eval_variables, run.test_split, config,
         scales_of(config, phase), config.eval.batch_size, progress=False, mesh=run.mesh,
     )  # fmt: skip
     return evaluation.summarize(evaluated)

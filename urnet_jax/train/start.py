@@ -48,7 +48,7 @@ def start_phase(
     if before is None:
         params, batch_stats = pretrained.initial_variables(config)
     else:
-        params, batch_stats = before.eval_params, before.batch_stats
+        params, batch_stats = before.eval_variables
     if config[phase].init_from:
         meta, *found = load_network(config[phase].init_from)
         if resume.gates_are_untrained(meta):

@@ -28,7 +28,7 @@ class TrainState:
       params: the network's parameters, gates included, as nested dicts.
       batch_stats: BatchNorm's running mean and variance.
       opt_state: optax's state for the parameters that the phase trains.
-      ema_params: exponential moving average of `params`, or None.
+      ema_params: the averaged network, or None; checkpoints have it under this name.
     """
 
     step: Int[Array, ""]
@@ -36,18 +36,31 @@ class TrainState:
     params: Tree
     batch_stats: Tree
     opt_state: optax.OptState
-    ema_params: Tree | None
+    ema_params: "Averaged | None"
 
     @property
-    def eval_params(self) -> Tree:
-        """The parameters to evaluate: the average where there is one."""
-        return self.params if self.ema_params is None else self.ema_params
+    def eval_variables(self) -> tuple[Tree, Tree]:
+        """The params and batch_stats to evaluate: of the averaged network where there is one."""
+        return (self.params, self.batch_stats) if self.ema_params is None else self.ema_params
 
     @property
     def controlled(self) -> "Controlled":
         """`opt_state` in two; there are no multipliers without a controller."""
         own = self.opt_state
         return own if isinstance(own, Controlled) else Controlled(own, None)
+
+
+class Averaged(NamedTuple):
+    """The averaged network.
+
+    Attributes:
+      params: exponential moving average of the parameters.
+      batch_stats: statistics that belong to those, of `averaging.with_own_statistics`; between
+        evaluations and checkpoints those of the last one.
+    """
+
+    params: Tree
+    batch_stats: Tree
 
 
 class Controlled(NamedTuple):
@@ -109,7 +122,7 @@ def begin_phase(
         batch_stats=batch_stats,
         opt_state=Controlled(tx.init(trained), multipliers).state,
         # A copy: the step donates its state, and no buffer can be donated twice.
-        ema_params=jax.tree.map(jnp.copy, params) if averaged else None,
+        ema_params=jax.tree.map(jnp.copy, Averaged(params, batch_stats)) if averaged else None,
     )
 
 

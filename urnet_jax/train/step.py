@@ -74,18 +74,18 @@ def make_train_step(
         )  # fmt: skip
         updates, opt_state = tx.update(grads, opt_state, trained)
         moved: Any = optax.apply_updates(trained, updates)
-        ema_params: Any = state.ema_params
-        if ema_params is not None:
+        average = state.ema_params
+        if average is not None:
             # What the phase leaves alone is not averaged: the average of equals can round.
-            averaged: Any = split_trained(ema_params, phase, gates)[0]
+            averaged: Any = split_trained(average.params, phase, gates)[0]
             averaged = optax.incremental_update(moved, averaged, 1 - section.ema_decay)
-            ema_params = join(averaged, frozen)
+            average = average._replace(params=join(averaged, frozen))
         multipliers = _ascended(config, multipliers, outputs.pop("gaps"), outputs.pop("asked"))
         outputs["gradient_norm"] = optax.tree.norm(grads)
-        outputs["state_norm"] = _norm((moved, batch_stats, opt_state, ema_params, multipliers))
+        outputs["state_norm"] = _norm((moved, batch_stats, opt_state, average, multipliers))
         after = TrainState(
             state.step + 1, state.phase_step + 1, join(moved, frozen), batch_stats,
-            Controlled(opt_state, multipliers).state, ema_params,
+            Controlled(opt_state, multipliers).state, average,
         )  # fmt: skip
         return after, TrainMetrics.single_from_model_output(**outputs)
 
