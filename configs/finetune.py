@@ -1,13 +1,14 @@
-r"""A network that is known, taught classes of your own and a user's S: a ResNet-18 on photographs.
+r"""A known network is taught classes of your own and a user's S: a ResNet-18 on photographs.
 
-    python train.py --config=configs/finetune.py --workdir=runs/mine --config.init.from=resnet18.pth \
-        --config.data.name=NAME --config.data.dir=DIR --config.data.num_classes=N
+    python train.py --config=configs/finetune.py --workdir=runs/mine \
+        --config.init.from=resnet18.pth --config.data.name=NAME --config.data.dir=DIR \
+        --config.data.num_classes=N
     python -m urnet_jax calibrate --workdir=runs/mine
     python evaluate.py --workdir=runs/mine
 
 `init.from` is a PyTorch file or a folder of `save_pretrained`, see docs/pytorch.md; its last layer
-makes way for one of N classes. NAME and DIR are your dataset, see docs/own_data.md. Another depth is
---config.model.depth=50, images that are smaller --config.data.image_size=64.
+makes way for one of N classes. NAME and DIR are your dataset, see docs/own_data.md. Another depth
+is --config.model.depth=50, images that are smaller --config.data.image_size=64.
 
 EXPECTED
 """
