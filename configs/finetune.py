@@ -13,8 +13,8 @@ is --config.model.depth=50, images that are smaller --config.data.image_size=64.
 Hardware: two CPU cores at 64 px, an accelerator at 224. Time: about a second a step at 64 px, batch
 64, on one core, beside other work. Expected: hangs on your data. Tried with --config.joint.epochs=4
 on 4,607 crops of street scenes in 7 classes, from a network that had seen CIFAR-10 (JPEG) for 300
-steps: top-1 of 62.6, 66.5 and 67.7 % on 1,750 others at S = 0.3, 0.5 and 1, with 36, 49 and 100 % of
-the FLOPs, not calibrated.
+steps: top-1 of 62.6, 66.5 and 67.7 % on 1,750 others at S = 0.3, 0.5 and 1, with 36, 49 and 100 %
+of the FLOPs, not calibrated.
 """
 
 import ml_collections
