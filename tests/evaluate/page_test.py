@@ -17,6 +17,7 @@ from PIL import Image
 
 from helpers.report_pages import Page, drawn, made_up, page_of
 from urnet_jax.evaluate import evaluation, inspection, job, page_pieces, plots
+from urnet_jax.evaluate import run as run_lib
 from urnet_jax.evaluate.evaluation import Evaluation
 
 FILES = ["eval.csv", "eval.json", "eval_samples.npz", "top1_vs_flops.png", "block_usage.png"]
@@ -147,7 +148,7 @@ def test_it_is_evaluated_once_and_one_image_swept(finished, tmp_path, monkeypatc
         return found
 
     monkeypatch.setattr(job, "evaluate", counted)
-    monkeypatch.setattr(inspection, "evaluate", counted)
+    monkeypatch.setattr(run_lib, "evaluate", counted)
     job.evaluate_workdir(finished, scales=[1.0], output=tmp_path, report=True)
     assert counts == [(360, 1), (1, len(inspection.SWEEP))]
     words = Page((tmp_path / "report.html").read_text()).words()
