@@ -164,7 +164,8 @@ from urnet_jax.runs.writers import MetricWriter
 from urnet_jax.train import loop, start
 
 config = config_lib.from_json(open("run/config.json").read())
-test_split, mesh = open_split(config.data, "test"), sharding.make_mesh()
+train_split, test_split = (open_split(config.data, name) for name in ("train", "test"))
+mesh = sharding.make_mesh()
 steps_per_epoch = 1437 / 64
 state = start.start_phase(config, "joint", steps_per_epoch, None, mesh)
 state = state.replace(step=state.step + 20, phase_step=state.phase_step + 20)
@@ -173,7 +174,8 @@ writer = MetricWriter(
 )
 with contextlib.closing(Checkpointer("run", keep=2)) as checkpointer:
     run = loop.Run(
-        config, mesh, steps_per_epoch, checkpointer, writer, test_split, iter(()), lambda n: ""
+        config, mesh, steps_per_epoch, checkpointer, writer, train_split, test_split, iter(()),
+        lambda n: "",
     )
     loop.run_phase(run, "joint", state)
 """
