@@ -142,16 +142,9 @@ def segments(
     checkpointer = checkpoint.Checkpointer(folder, keep=1, keep_best=0)
     writer = writers.MetricWriter(folder, resume_step=0)
     run = loop.Run(
-        config,
-        mesh,
-        steps_per_epoch,
-        checkpointer,
-        writer,
-        train_split,
-        test_split,
-        batches,
+        config, mesh, steps_per_epoch, checkpointer, writer, train_split, test_split, batches,
         between,
-    )
+    )  # fmt: skip
     try:
         loop.run_phase(run, PHASE, start.start_phase(config, PHASE, steps_per_epoch, None, mesh))
     except Stopped:

@@ -13,7 +13,7 @@ from urnet_jax.data.splits import Split
 from urnet_jax.errors import UserError, make_folder
 from urnet_jax.evaluate import files, page
 from urnet_jax.evaluate import static as static_line
-from urnet_jax.evaluate.evaluation import check_scales, evaluate, summarize
+from urnet_jax.evaluate.evaluation import Evaluation, check_scales, evaluate, summarize
 from urnet_jax.evaluate.image_part import gains_for_people, gains_of_looking
 from urnet_jax.evaluate.run import Run
 from urnet_jax.evaluate.step import make_eval_step
@@ -26,20 +26,12 @@ from urnet_jax.runs.load import load_network
 
 
 def evaluate_workdir(
-    workdir: epath.PathLike,
-    *,
-    which: Literal["newest", "best"] | int = "newest",
-    scales: Sequence[float] | None = None,
-    split: str = "test",
-    batch_size: int = 0,
-    execution: Execution = "auto",
-    data_dir: str | None = None,
-    output: epath.PathLike | None = None,
-    report: bool = False,
-    calibrated: bool = True,
-    static: Sequence[epath.PathLike] = (),
-    image_part: bool = False,
-) -> pd.DataFrame:
+    workdir: epath.PathLike, *, which: Literal["newest", "best"] | int = "newest",
+    scales: Sequence[float] | None = None, split: str = "test", batch_size: int = 0,
+    execution: Execution = "auto", data_dir: str | None = None,
+    output: epath.PathLike | None = None, report: bool = False, calibrated: bool = True,
+    static: Sequence[epath.PathLike] = (), image_part: bool = False,
+) -> pd.DataFrame:  # fmt: skip
     """Evaluates a run's checkpoint: returns and prints its table, `write`s its files.
 
     All devices of this process share each batch; other hosts take no part. An older report.html is
@@ -69,32 +61,35 @@ def evaluate_workdir(
         raise UserError(f"batch_size is {batch_size}; expected at least 1, or 0 for the config's.")
     directory = epath.Path(output or workdir)
     run = _load(workdir, which, calibrated, data_dir)
-    if image_part and not run.has_trained_gates:
-        raise UserError(
-            "--image_part asks what trained gates gain by looking at the image, and this network "
-            "has none that decide: leave it out."
-        )
+    if image_part:
+        _check_looks(run)
     make_folder(directory, "--output")
     opened = run.split(split)
     beside = static_line.read(static, dataset=opened.dataset, split=split) if static else None
     grid = _grid(run, requested or run.config.eval.scales)
-    size = min(batch_size or run.config.eval.batch_size, opened.num_examples)
-    eval_step = make_eval_step(run.config, run.meta.phase, execution, run.mesh)
-    evaluation = evaluate(
-        eval_step, *run.variables, opened, run.config, grid, size, mesh=run.mesh, offset=run.offset
-    )
-    about = _about(run, workdir, opened, _chosen(execution, size))
+    evaluation, chosen = _evaluated(run, opened, grid, execution, batch_size)
+    about = _about(run, workdir, opened, chosen)
     gains = gains_of_looking(run, grid, opened) if image_part else None
-    if gains is not None:
-        about["image_part"] = gains.to_dict("records")
-    make = functools.partial(page.make, run, opened, evaluation, beside=beside)
-    if not report:
+    about |= {} if gains is None else {"image_part": gains.to_dict("records")}
+    make = None
+    if report:
+        make = functools.partial(page.make, run, opened, evaluation, beside=beside)
+    else:
         _remove_older_page(directory)
-    paths = files.write(evaluation, directory, about, make if report else None, beside)
-    _show(summarize(evaluation), run, opened, about)
-    _show_beside(summarize(evaluation), beside, gains)
+    paths = files.write(evaluation, directory, about, make, beside)
+    summary = summarize(evaluation)
+    _show(summary, run, opened, about)
+    _show_beside(summary, beside, gains)
     print(*paths, sep="\n")
-    return summarize(evaluation)
+    return summary
+
+
+def _check_looks(run: Run) -> None:
+    if not run.has_trained_gates:
+        raise UserError(
+            "--image_part asks what trained gates gain by looking at the image, and this network "
+            "has none that decide: leave it out."
+        )
 
 
 def _load(
@@ -108,10 +103,17 @@ def _load(
     return Run(*network, calibration.read(workdir, network.meta.step) if calibrated else None)
 
 
-def _chosen(execution: Execution, batch_size: int) -> Execution:
-    """The execution that batches of this size are evaluated with."""
-    share = -(-batch_size // jax.local_device_count())  # of one device
-    return choose(Mode(execution=execution), share).execution
+def _evaluated(
+    run: Run, split: Split, grid: Sequence[float], execution: Execution, batch_size: int
+) -> tuple[Evaluation, Execution]:
+    """The evaluation, and the execution that batches of this size have on one device."""
+    size = min(batch_size or run.config.eval.batch_size, split.num_examples)
+    evaluation = evaluate(
+        make_eval_step(run.config, run.meta.phase, execution, run.mesh), *run.variables, split,
+        run.config, grid, size, mesh=run.mesh, offset=run.offset,
+    )  # fmt: skip
+    share = -(-size // jax.local_device_count())
+    return evaluation, choose(Mode(execution=execution), share).execution
 
 
 def _remove_older_page(directory: epath.Path) -> None:

@@ -101,16 +101,9 @@ def train_and_evaluate(
         # ---- Run ----
         steps_per_epoch = train_split.num_examples / config.data.batch_size
         run = Run(
-            config,
-            mesh,
-            steps_per_epoch,
-            checkpointer,
-            writer,
-            train_split,
-            test_split,
-            batches,
+            config, mesh, steps_per_epoch, checkpointer, writer, train_split, test_split, batches,
             asked_to_stop,
-        )
+        )  # fmt: skip
         with sharding.ended_with_its_peers():  # Closing would wait for them.
             run_phases(run, found)
             checkpointer.wait()
