@@ -42,6 +42,7 @@ def get_config() -> ml_collections.ConfigDict:
     # a: adds a (S - r) to a gate's logit, where r rises along a fixed order of the blocks, so that
     # S is the share of FLOPs before gates learn anything (scale.of = "flops"); 0: no such prior.
     model.gate_prior = 0.0
+    model.gate_norm = False  # what a block's gate sees of the features is normalised over a batch
     model.gate_bias = 0.5  # initial bias of the gate's logit; positive: gates begin open
     model.scan = "auto"  # blocks of a stage in training: loop, unroll, or auto (unroll on CPU)
 

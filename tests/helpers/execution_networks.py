@@ -27,7 +27,7 @@ class TwoStages(Architecture):
 
 ARCHS = {
     "A": TwoStages("cifar", 20, 5, image_size=9, width=4),  # 9 and 5 px: odd
-    "pool": TwoStages("cifar", 14, 5, image_size=8, width=4, shortcut="pool"),
+    "pool": TwoStages("cifar", 14, 5, image_size=8, width=4, shortcut="pool", gate_norm=True),
     "B": TwoStages("cifar", 14, 5, image_size=8, width=4, shortcut="B"),
     "external": TwoStages("cifar", 14, 5, image_size=8, width=4, gate_network="external"),
     "basic": TwoStages("imagenet", 18, 5, image_size=16, width=4, shortcut="B"),

@@ -15,6 +15,7 @@ ARCHS = {
     "A": Architecture("cifar", 20, 5, image_size=8, width=4),
     "pool": Architecture("cifar", 8, 5, image_size=8, width=4, shortcut="pool", gated=False),
     "B": Architecture("cifar", 14, 5, image_size=8, width=4, shortcut="B", gated=False),
+    "normed": Architecture("cifar", 14, 5, image_size=8, width=4, gate_norm=True),
     "external": Architecture(
         "cifar", 14, 5, image_size=8, width=4, shortcut="B", gate_network="external"
     ),

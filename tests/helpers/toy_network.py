@@ -132,7 +132,7 @@ class ToyUnit(nnx.Module):
     def summary(self, x: Any) -> Any:
         return pool(x)
 
-    def score(self, summary: Any, scale: Any) -> Any:
+    def score(self, summary: Any, scale: Any, mode: Any) -> Any:
         return self.decider(jnp.concatenate([summary, 4 * scale[:, None] - 2], axis=1))
 
 

@@ -81,6 +81,7 @@ def test_a_cifar_stem_keeps_the_size():
         ({"shortcut": "C"}, r"model\.shortcut is 'C'; expected 'A', 'pool' or 'B'\."),
         ({"gate_reduction": 0}, r"model\.gate_reduction is 0; expected 1 to 16, "),
         ({"gate_reduction": 17}, r"model\.gate_reduction is 17; expected 1 to 16, "),
+        ({"gate_network": "external", "gate_norm": True}, r"gate_norm is True and .*'external', "),
     ],
 )
 def test_a_bad_cifar_network_is_one_sentence(change, sentence):

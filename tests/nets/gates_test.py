@@ -12,6 +12,7 @@ from urnet_jax.nets.gates import (
     draw_sigmoid,
 )
 from urnet_jax.nets.layers import pool
+from urnet_jax.nets.mode import Mode
 
 LOGITS = jnp.array([-30.0, -1.0, -1e-6, -0.0, 0.0, 1e-6, 2.0, 30.0])
 BATCH, BLOCKS = 2000, 5
@@ -159,3 +160,30 @@ def test_the_gate_against_numpy(dtype):
     assert logits.dtype == jnp.float32
     np.testing.assert_allclose(logits, hidden @ w2 + b2, rtol=1e-5, atol=1e-6)
     assert 0 < np.mean(hidden > 0) < 1
+
+
+def test_a_gate_of_normalised_features_sees_by_what_images_differ():
+    rng = np.random.default_rng(0)
+    differing = rng.normal(size=(64, 6))
+    gate = ConditionalGate(6, reduction=2, bias=0.0, normed=True, rngs=nnx.Rngs(0))
+    scale = jnp.full(64, 0.5)
+    norm = gate.norm
+    assert norm is not None
+
+    def logits(summary: np.ndarray, mode: Mode) -> np.ndarray:
+        return np.asarray(gate(jnp.asarray(summary, jnp.float32), scale, mode))
+
+    batch = Mode(gates_batch_norm="batch")
+    # Small beside the size that all images share, and another one for each channel.
+    seen = 10 + np.arange(6) + 0.1 * np.arange(1, 7) * differing
+    expected = logits(differing, batch)
+    np.testing.assert_allclose(logits(seen, batch), expected, rtol=0.02, atol=0.02)
+    assert expected.std() > 0.1
+
+    for _ in range(200):
+        logits(seen, batch)
+    np.testing.assert_allclose(norm.mean[...], seen.mean(axis=0), rtol=1e-4)
+    np.testing.assert_allclose(norm.var[...], seen.var(axis=0), rtol=1e-3)
+    # Alone, an image is normalised by what images were before.
+    alone = [logits(row[None].repeat(64, axis=0), Mode())[0] for row in seen[:3]]
+    np.testing.assert_allclose(alone, logits(seen, Mode())[:3], rtol=1e-5)

@@ -94,6 +94,13 @@ def test_the_phase_gates_moves_nothing_but_gates(gates: Run):
     } == moved
 
 
+def test_the_phase_gates_moves_the_statistics_of_gates_that_have_some():
+    run = train(small_config(depth=14, model__gate_norm=True), "gates")
+    moved, kept = changed(run, "batch_stats")
+    # Mean and variance, of the entry block and the body of each of three stages.
+    assert len(moved) == 12 and gates_among(moved) == moved and not gates_among(kept)
+
+
 def test_joint_moves_everything(joint: Run):
     assert not changed(joint, "params")[1]
     assert not changed(joint, "batch_stats")[1]

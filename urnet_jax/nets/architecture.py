@@ -91,6 +91,7 @@ class Architecture:
       gate_reduction: a gate's hidden layer has channels / gate_reduction units.
       gate_prior: a, which adds a * (S - r) to the logits of each gate, r being where its block
         opens by `opens_at`: before anything is learned S is then the share of FLOPs. 0: no prior.
+      gate_norm: what a block's gate sees of the features is normalised over the batch.
     """
 
     network: ClassVar[str] = "urnet_jax.nets.resnet:ResNet"
@@ -107,6 +108,7 @@ class Architecture:
     gate_network: GateNetwork = "block"
     gate_reduction: int = 2
     gate_prior: float = 0.0
+    gate_norm: bool = False
 
     def __post_init__(self) -> None:
         if self.family not in ("cifar", "imagenet"):
@@ -138,6 +140,11 @@ class Architecture:
             raise ValueError(
                 "model.gate_network is 'external', a ResNet-8, which only the cifar family has: "
                 "set 'block'."
+            )
+        if self.gate_norm and self.gate_network == "external":
+            raise ValueError(
+                "model.gate_norm is True and model.gate_network 'external', which sees the image "
+                "itself: set gate_norm to False, or gate_network to 'block'."
             )
         narrowest = self.stages[0].in_channels
         if self.gated and not 1 <= self.gate_reduction <= narrowest:

@@ -45,7 +45,7 @@ class Block(nnx.Module):
         if arch.gated and arch.gate_network == "block":
             self.gate = ConditionalGate(
                 self.inputs, reduction=arch.gate_reduction, bias=build.gate_bias,
-                silent=arch.gate_prior > 0, rngs=rngs,
+                silent=arch.gate_prior > 0, normed=arch.gate_norm, rngs=rngs,
             )  # fmt: skip
 
     @property
@@ -83,9 +83,11 @@ class Block(nnx.Module):
         """Means over positions."""
         return pool(x)
 
-    def score(self, summary: Summary, scale: Float[Array, " B"]) -> Float[Array, "B 1"]:
+    def score(
+        self, summary: Summary, scale: Float[Array, " B"], mode: Mode = Mode()
+    ) -> Float[Array, "B 1"]:
         """The gate's logits."""
-        return self.gate(summary, scale)
+        return self.gate(summary, scale, mode)
 
 
 class Stage(nnx.Module):
@@ -114,7 +116,7 @@ class Stage(nnx.Module):
         if self.num_blocks == 1:
             return x, summary, entry
         graphdef, params, stats = nnx.split(self.body, nnx.Param, ...)
-        batch = mode.batch_norm == "batch"
+        batch = "batch" in (mode.batch_norm, mode.gates_batch_norm)
 
         def run_one(features: tuple[Features, Summary | None], block: tuple) -> tuple[tuple, tuple]:
             params, stats, inputs = block

@@ -126,8 +126,8 @@ class Unit(Protocol):
         """What the gates of the next unit see of this one's output."""
         ...
 
-    def score(self, summary: Summary, scale: Float[Array, " B"]) -> Float[Array, "B g"]:
-        """The logits of the unit's gates."""
+    def score(self, summary: Summary, scale: Float[Array, " B"], mode: Mode) -> Float[Array, "B g"]:
+        """The logits of the unit's gates; BatchNorm in them goes by `mode.gates_batch_norm`."""
         ...
 
 

@@ -55,7 +55,7 @@ def run_gated(
     logits = None
     if inputs.given is None:
         seen = unit.summary(x) if summary is None else summary
-        logits = unit.score(seen, inputs.scale)
+        logits = unit.score(seen, inputs.scale, mode)
         logits = logits if inputs.offset is None else logits + inputs.offset
     gates = decide(logits, inputs, mode)
     if mode.execution != "dense":

@@ -23,12 +23,15 @@ class ConditionalGate(nnx.Module):
     """Scores one unit from the features that enter it and the scale S.
 
     Global average pool -> concatenation with S broadcast to C channels -> linear to C / r -> ReLU
-    -> linear to one logit (URNet, figure 2 and "Conditional Gating Module").
+    -> linear to one logit (URNet, figure 2 and "Conditional Gating Module"). With `normed` each
+    pooled channel is normalised over the batch: the means of a channel differ little between
+    images beside their own size, so that a gate hardly sees by what they differ.
     """
 
     def __init__(
-        self, channels: int, *, reduction: int, bias: float, silent: bool = False, rngs: nnx.Rngs
-    ) -> None:
+        self, channels: int, *, reduction: int, bias: float, silent: bool = False,
+        normed: bool = False, rngs: nnx.Rngs,
+    ) -> None:  # fmt: skip
         """A gate over `channels` features.
 
         Args:
@@ -36,8 +39,14 @@ class ConditionalGate(nnx.Module):
           reduction: r; the hidden layer has C / r units.
           bias: initial bias of the logit. Positive: the gate begins open.
           silent: the logit begins as the bias alone, so that a prior decides at first.
+          normed: pooled features are normalised.
           rngs: of the initial weights.
         """
+        # Without weights of its own: those of the layer that follows would do the same.
+        self.norm = nnx.BatchNorm(
+            channels, momentum=0.9, use_bias=False, use_scale=False, use_fast_variance=False,
+            rngs=rngs,
+        ) if normed else None  # fmt: skip
         first, last = gate_layers(channels, reduction)
         he_normal = nnx.initializers.he_normal()
         # Whatever the network's precision is: the step is hard, and a rounded logit another gate.
@@ -49,9 +58,11 @@ class ConditionalGate(nnx.Module):
         mark_as_gate(self)
 
     def __call__(
-        self, summary: Float[Array, "B C"], scale: Float[Array, " B"]
+        self, summary: Float[Array, "B C"], scale: Float[Array, " B"], mode: Mode = Mode()
     ) -> Float[Array, "B 1"]:
         """The gate's logits, in float32, from pooled features."""
+        if self.norm is not None:
+            summary = self.norm(summary, use_running_average=mode.gates_batch_norm == "running")
         asked = jnp.broadcast_to(scale[:, None].astype(jnp.float32), summary.shape)
         return self.fc2(nnx.relu(self.fc1(jnp.concatenate([summary, asked], axis=-1))))
 

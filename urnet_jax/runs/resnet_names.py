@@ -109,6 +109,7 @@ def _architecture(shapes: Mapping[str, Shape], source: epath.PathLike) -> dict[s
     if held["gated"]:
         external = any(name.startswith("gate.") for name in shapes)
         held["gate_network"] = "external" if external else "block"
+        held["gate_norm"] = any(".gate.norm." in name for name in shapes)
     if shapes.get("fc.weight"):
         held["num_classes"] = shapes["fc.weight"][0]
     return held

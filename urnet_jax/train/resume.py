@@ -158,7 +158,7 @@ def check_init_from(config: Config, phase: str) -> None:
     asked, held = config_lib.architecture(config), config_lib.architecture(meta.config)
     ignored = {"gated"}
     if not (asked.gated and held.gated) or gates_are_untrained(meta):
-        ignored |= {"gate_network", "gate_reduction", "gate_prior"}
+        ignored |= {"gate_network", "gate_reduction", "gate_prior", "gate_norm"}
     if differing := _differences(asked, held, ignored):
         raise UserError(
             f"{phase}.init_from is {source}, which holds a {held.describe()}, and the config asks "
