@@ -10,7 +10,8 @@ STATIC = {"resnet8": (), "resnet20": (8, 14, 20), "resnet56": (20, 32, 44, 56)}
 SCALES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 RECIPE: dict[str, Any] = {
-    "model.gate_prior": 20.0,
+    "model.gate_prior": 10.0,
+    "model.gate_norm": True,
     "model.gate_bias": 0.0,
     "gate.sigmoid_probability": 0.0,
     "gate.straight_through": True,

@@ -24,20 +24,22 @@ def test_bisection_finds_where_a_rising_share_is_what_is_wanted():
     wanted = np.array([0.1, 0.35, 0.5, 0.95])
     asked = []
 
-    def shares(offsets):
-        asked.append(offsets)
+    def shares(scales, offsets):
+        asked.extend(scales)
         return 1 / (1 + np.exp(-2 * (offsets - 0.7)))
 
     offsets, found, before = bisected(shares, wanted, 10.0)
     np.testing.assert_allclose(offsets, 0.7 + np.log(wanted / (1 - wanted)) / 2, atol=0.005)
-    np.testing.assert_allclose(found, shares(offsets))
-    np.testing.assert_allclose(before, shares(np.zeros(4)))
+    # What is met to a twentieth of a point is not asked for again.
+    assert len(asked) < 4 * calibration.STEPS
+    np.testing.assert_allclose(found, shares(wanted, offsets))
+    np.testing.assert_allclose(before, shares(wanted, np.zeros(4)))
 
 
 def test_what_cannot_be_reached_is_come_near_to_and_not_overdone():
     """Shares from 0.3 to 1 in steps, as whole blocks make them."""
 
-    def shares(offsets):
+    def shares(_, offsets):
         return np.clip(np.floor(offsets * 2) / 10 + 0.6, 0.3, 1.0)
 
     offsets, found, _ = bisected(shares, np.array([0.0, 0.64, 0.66, 1.0]), 8.0)
@@ -48,7 +50,7 @@ def test_what_cannot_be_reached_is_come_near_to_and_not_overdone():
 
 
 def test_it_is_never_worse_than_no_offset():
-    falling = lambda offsets: 0.5 - 0.02 * offsets  # noqa: E731
+    falling = lambda _, offsets: 0.5 - 0.02 * offsets  # noqa: E731
     offsets, found, _ = bisected(falling, np.array([0.5, 0.52]), 8.0)
     assert offsets[0] == 0 and found[0] == 0.5
     assert abs(found[1] - 0.52) < 0.02 + 1e-9

@@ -33,7 +33,10 @@ GRID = tuple(round(0.05 * n, 2) for n in range(1, 21))
 """Scales that are calibrated by default, beside the config's `eval.scales`."""
 
 STEPS = 12
-"""Of bisection; the offset is then known to a hundredth."""
+"""Of bisection, at most; the offset is then known to a hundredth."""
+
+MET = 5e-4
+"""How near a share counts as met: what is beyond it differs among other images anyway."""
 
 REACH = 10.0
 """How far from 0 an offset is looked for, beside the reach of a network's prior."""
@@ -94,13 +97,13 @@ def fit(
     hidden = None if progress else True
     with tqdm(total=STEPS + 2, desc="calibrate", disable=hidden, leave=False) as bar:
 
-        def shares(offsets: Shares, split: Split = fitted) -> Shares:
+        def shares(scales: Shares, offsets: Shares, split: Split = fitted) -> Shares:
             bar.update()
-            return _shares(run, scales, offsets, split)
+            return _shares(run, scales.tolist(), offsets.tolist(), split)
 
         reach = REACH + float(getattr(run.arch, "gate_prior", 0.0))
         offsets, found, before = bisected(shares, np.array(scales), reach)
-        on_unseen = shares(offsets, unseen)
+        on_unseen = shares(np.array(scales), offsets, unseen)
     return Calibration(
         scales=tuple(scales),
         offsets=tuple(offsets.tolist()),
@@ -114,7 +117,7 @@ def fit(
 
 
 def bisected(
-    shares: Callable[[Shares], Shares], wanted: Shares, reach: float
+    shares: Callable[[Shares, Shares], Shares], wanted: Shares, reach: float
 ) -> tuple[Shares, Shares, Shares]:
     """Offsets from -reach to reach whose shares are nearest to the wanted ones.
 
@@ -122,17 +125,26 @@ def bisected(
     still the best that was seen, 0 included: the result is never worse than no offset. Of those
     seen that are as good, as where everything is open already, the nearest to 0 is taken.
 
+    Args:
+      shares: f(scales, offsets) -> shares; it is not asked again for those that are met.
+      wanted: the scales, which are the shares that are wanted.
+      reach: how far from 0 an offset may lie.
+
     Returns:
       The offsets, their shares, and the shares of offsets of 0.
     """
     best = np.zeros(len(wanted))
-    before = found = shares(best)
+    before = found = shares(wanted, best)
     # The first step is taken at 0 already.
     too_much = found >= wanted
     low, high = np.where(too_much, -reach, 0.0), np.where(too_much, 0.0, reach)
     for _ in range(STEPS):
-        middle = (low + high) / 2
-        now = shares(middle)
+        # All is open at any offset that is large enough, of which the least is looked for.
+        missed = (np.abs(found - wanted) > MET) | (wanted == 1)
+        if not missed.any():
+            break
+        middle, now = np.where(missed, (low + high) / 2, best), found.copy()
+        now[missed] = shares(wanted[missed], middle[missed])
         error, least = np.abs(now - wanted), np.abs(found - wanted)
         nearer = (error < least) | ((error == least) & (np.abs(middle) < np.abs(best)))
         best, found = np.where(nearer, middle, best), np.where(nearer, now, found)
@@ -141,7 +153,7 @@ def bisected(
     return best, found, before
 
 
-def _shares(run: Run, scales: Sequence[float], offsets: Shares, split: Split) -> Shares:
+def _shares(run: Run, scales: Sequence[float], offsets: Sequence[float], split: Split) -> Shares:
     """The mean share of FLOPs at each S with its offset."""
     given = Calibration(tuple(scales), tuple(offsets), (), (), (), 0, 0)
     evaluation = evaluate(
