@@ -15,6 +15,7 @@ from benchmarks import results
 from urnet_jax import config as config_lib
 from urnet_jax.errors import Stopped, UserError
 from urnet_jax.fields import LATER
+from urnet_jax.phases import PHASES
 from urnet_jax.train.interruption import EXIT_CODES
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -24,6 +25,8 @@ SETTINGS = "paper.json"
 PATHS = ("data.dir", "init.from", "pretrain.init_from", "gates.init_from", "joint.init_from")
 """Fields that say where something lies, and nothing of what it is."""
 
+OF_GATES = ("gate.", "scale.", "distill.", "model.gate_", "gates.")
+"""Fields that mean nothing to a plain network, but for random drop, by how their names begin."""
 
 STEADY: dict[str, Any] = {
     "eval.every_epochs": 0.0,
@@ -65,9 +68,19 @@ def same_settings(held: dict[str, Any], asked: dict[str, Any]) -> bool:
 
 
 def _whole(settings: dict[str, Any]) -> dict[str, Any]:
-    """With what fields mean that settings from before them lack."""
+    """With what fields mean that settings from before them lack, and without what says nothing.
+
+    So what other networks are trained with can change in a config, and a record of this one stays.
+    """
     base = {"base": _whole(settings["base"])} if "base" in settings else {}
-    return results.rounded(LATER | settings | base)
+    whole = results.rounded(LATER | settings | base)
+    unheeded = tuple(f"{phase}." for phase in PHASES if not whole.get(f"{phase}.epochs", 1))
+    if not whole.get("model.gated", True) and whole["gate.random_drop"] == "never":
+        unheeded += OF_GATES
+    return {
+        name: value for name, value in whole.items()
+        if not name.startswith(unheeded) or name.endswith(".epochs")
+    }  # fmt: skip
 
 
 def check_workdir(network: Network) -> None:

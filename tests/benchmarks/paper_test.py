@@ -256,3 +256,15 @@ def test_settings_from_before_a_field_are_the_same():
     )
     assert not trained.same_settings(before, settings | {"gate.noise": True})
     assert not trained.same_settings({"base": before}, {"base": other})
+
+
+def test_what_a_plain_network_does_not_heed_is_no_setting_of_it():
+    plain = {"model.gated": False, "joint.epochs": 0.0, "joint.learning_rate": 0.1}
+    changed = {"scale.beta": 8.0, "model.gate_prior": 9.0, "joint.learning_rate": 0.2}
+    assert trained.same_settings(plain, plain | changed)
+    assert not trained.same_settings(plain, plain | {"model.gated": True})
+    assert not trained.same_settings(plain, plain | {"joint.epochs": 1.0})
+    dropped = plain | {"gate.random_drop": "always"}
+    assert not trained.same_settings(dropped, dropped | {"scale.beta": 8.0})
+    trains = plain | {"joint.epochs": 1.0}
+    assert not trained.same_settings(trains, trains | {"joint.learning_rate": 0.2})
