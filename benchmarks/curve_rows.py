@@ -10,7 +10,7 @@ STATIC = {"resnet8": (), "resnet20": (8, 14, 20), "resnet56": (20, 32, 44, 56)}
 SCALES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 RECIPE: dict[str, Any] = {
-    "model.gate_prior": 10.0,
+    "model.gate_prior": 20.0,
     "model.gate_norm": True,
     "model.gate_bias": 0.0,
     "gate.sigmoid_probability": 0.0,
@@ -26,9 +26,9 @@ RECIPE: dict[str, Any] = {
     "scale.beta": 32.0,
     "scale.dual_rate": 0.05,
     "scale.guard": 1.0,
-    "distill.weight": 1.0,
+    "distill.weight": 0.5,
     "distill.temperature": 2.0,
-    "distill.cross_entropy": 1.0,
+    "distill.cross_entropy": 0.5,
     "distill.fades_by": 0.0,
 }
 """The recipe: fields in which the resizable network's config differs from that of its base."""
@@ -48,6 +48,7 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "controller": {"scale.dual_rate": 0.0},
     "guard": {"scale.guard": 0.0},
     "noise": {"gate.noise": False},
+    "norm": {"model.gate_norm": False},
     "labels": {"distill.cross_entropy": 0.0},
 }  # fmt: skip
 """Ingredients by name, and the fields that leave one out of the recipe."""

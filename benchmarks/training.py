@@ -16,11 +16,11 @@
 --fresh          measures again what is there already
 --time_limit_s   after these seconds nothing further is started
 
-The steps are those of train.py in phase joint, with the settings of configs/cifar10_resnet20.py,
-cifar10_resnet110.py or imagenet_resnet101.py and p of the paper, on one random batch that lies on
-the device: JAX's crop, flip and normalise it too. PyTorch's begin with normalised images, and its
-network has no gates. Beside the default, these are kept in results/training: --networks=resnet18
-with --image_size=224 --batch_size=8, and with --image_size=64.
+The steps are those of train.py in phase joint, with the settings of configs/cifar10_resnet110.py
+or imagenet_resnet101.py and p of the paper, which run the network once a step, on one random batch
+that lies on the device: JAX's crop, flip and normalise it too. PyTorch's begin with normalised
+images, and its network has no gates. Beside the default, these are kept in results/training:
+--networks=resnet18 with --image_size=224 --batch_size=8, and with --image_size=64.
 The steps of a network are timed in turn, and the results are written when it is done: the same
 command goes on where it was stopped.
 

@@ -45,11 +45,9 @@ def make_config(
             f"--networks names {network!r}; expected resnet and a depth, as resnet20, separated by "
             "commas."
         )
+    # The paper's steps, of one pass: the same work as a plain network's, but for the gates.
     paper = config_lib.load("cifar10_resnet110")
-    if image_size != CIFAR_PIXELS:
-        config = config_lib.load("imagenet_resnet101")
-    else:
-        config = paper if network == "resnet110" else config_lib.load("cifar10_resnet20")
+    config = paper if image_size == CIFAR_PIXELS else config_lib.load("imagenet_resnet101")
     config.update_from_flattened_dict(
         {
             "data.image_size": image_size,
