@@ -103,7 +103,8 @@ def test_configs_are_those_of_the_experiments():
         for depth in (20, 110)
     )
     assert (short.model.depth, long.model.depth) == (20, 110)
-    assert short.joint.gate_optimizer == "adam"
+    assert short.joint.gate_optimizer == long.joint.gate_optimizer == "sgd"
+    assert short.distill.weight == long.distill.weight == 0
     assert long.scale.draw == "step"
     for config in (short, long):
         assert config.gate.sigmoid_probability == 0.1
