@@ -60,7 +60,7 @@ TINY = {
     "checkpoint.keep_best": 0,
     "log.every_steps": 3,
 }
-"""Fields in which the tests' runs on digits differ from configs/digits.py."""
+"""Fields in which the tests' runs on digits differ from configs/digits.py, beside `ONE_PASS`."""
 
 
 QUICK_COMPILATION = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
@@ -92,12 +92,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def tiny() -> Callable[..., Any]:
     """Gives the config of a run of seconds; `tiny({"joint.epochs": 0.0})` changes it further."""
-    from urnet_jax import config as config_lib
+    from helpers.configs import one_pass
 
     def make(fields: dict[str, Any] | None = None) -> Any:
-        config = config_lib.load("digits")
-        config.update_from_flattened_dict(TINY | (fields or {}))
-        return config
+        return one_pass(TINY | (fields or {}))
 
     return make
 
@@ -105,7 +103,10 @@ def tiny() -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def tiny_flags() -> list[str]:
     """The flags with which train.py runs `tiny`."""
-    text = {name: str(value).strip("()").replace(" ", "") for name, value in TINY.items()}
+    from helpers.configs import ONE_PASS
+
+    fields = ONE_PASS | TINY
+    text = {name: str(value).strip("()").replace(" ", "") for name, value in fields.items()}
     return ["--config=digits", *(f"--config.{name}={value}" for name, value in text.items())]
 
 

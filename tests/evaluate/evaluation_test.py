@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from helpers.configs import one_pass
 from helpers.variables import init_variables
-from urnet_jax import config as config_lib
 from urnet_jax.config import Config
 from urnet_jax.data.batches import eval_batches
 from urnet_jax.data.sources import open_split
@@ -29,8 +29,8 @@ ARCH = Architecture("cifar", depth=8, num_classes=10, image_size=8, image_channe
 
 def small_config(**model) -> Config:
     """Three blocks on digits, gates neither all open nor all closed."""
-    config = config_lib.load("digits")
-    config.model.update({"depth": 8, "gate_bias": 0.0, **model})
+    config = one_pass({"model.depth": 8, "model.gate_bias": 0.0})
+    config.model.update(model)
     return config
 
 

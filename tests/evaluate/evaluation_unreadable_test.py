@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from helpers.configs import one_pass
 from helpers.own_data import prepare
 from urnet_jax import config as config_lib
 from urnet_jax.data.sources import open_split
@@ -16,8 +17,7 @@ from urnet_jax.xla import sharding
 def test_images_that_cannot_be_decoded_are_no_examples(tmp_path, augment):
     prepare(tmp_path, "mydigits", {"test": 20}, files={3: b"no image", 4: b"neither"}, named=True)
     prepare(tmp_path, "whole", {"test": 20}, named=True)
-    config = config_lib.load("digits")
-    config.model.update({"depth": 8, "gate_bias": 0.0})
+    config = one_pass({"model.depth": 8, "model.gate_bias": 0.0})
     config.data.update(
         name="whole",
         num_classes=10,

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from helpers.configs import one_pass
 from helpers.variables import init_variables
 from urnet_jax import config as config_lib
 from urnet_jax.config import Config
@@ -26,7 +27,7 @@ NUM_STEPS = 6
 
 def small_config(depth: int = 8, **overrides: Any) -> Config:
     """Three blocks on the digits, with numbers of its own, for the shipped ones may be tuned."""
-    config = config_lib.load("digits")
+    config = one_pass()
     config.model.update({"depth": depth, "width": 8, "gate_bias": 0.0})
     config.gate.update({"sigmoid_probability": 0.5, "draw": "gate"})
     config.scale.update({"min": 0.2, "max": 1.0, "draw": "sample", "loss": "sample", "beta": 4.0})

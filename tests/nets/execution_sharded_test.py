@@ -22,7 +22,9 @@ from urnet_jax.nets import network
 from urnet_jax.evaluate.step import make_eval_step
 
 config = config_lib.load("digits")
-config.model.update({"depth": 8, "width": 4, "gate_bias": 0.0})
+config.model.update(
+    {"depth": 8, "width": 4, "gate_bias": 0.0, "gate_prior": 0.0, "gate_norm": False}
+)
 params, stats = network.init_variables(*config_lib.network(config), config.seed)
 for n in (1, 2, 3):  # gates that open for S of about 0.5 or more
     gate = params[f"stage{n}"]["entry"]["gate"]

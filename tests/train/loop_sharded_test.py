@@ -14,11 +14,12 @@ import time
 import numpy as np
 import pytest
 
+from helpers.configs import ONE_PASS, one_pass
 from urnet_jax import config as config_lib
 from urnet_jax.runs.writers import MetricWriter
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-FIELDS = {
+FIELDS = ONE_PASS | {
     "model.depth": 8, "pretrain.epochs": 0.0, "gates.epochs": 0.0, "joint.epochs": 0.9,
     "eval.scales": (0.2, 1.0), "eval.every_epochs": 0.0, "log.every_steps": 1,
     "checkpoint.every_epochs": 0.45,
@@ -184,8 +185,7 @@ with contextlib.closing(Checkpointer("run", keep=2)) as checkpointer:
 
 @pytest.mark.slow
 def test_a_host_that_reads_stale_metrics_does_not_evaluate_alone(tmp_path):
-    config = config_lib.load("digits")
-    config.update_from_flattened_dict(FIELDS)
+    config = one_pass(FIELDS)
     for folder in ("run", "elsewhere"):
         (tmp_path / folder).mkdir()
     (tmp_path / "run" / "config.json").write_text(config_lib.to_json(config))
