@@ -13,6 +13,7 @@ PYTEST = JAX_PLATFORMS=cpu .venv/bin/python -m pytest -q -n logical --maxprocess
 
 demo: .venv/installed
 	.venv/bin/python train.py --config=configs/digits.py --workdir=runs/digits
+	.venv/bin/urnet calibrate --workdir=runs/digits
 	.venv/bin/python evaluate.py --workdir=runs/digits
 
 test: lint
