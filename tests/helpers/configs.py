@@ -11,7 +11,8 @@ ONE_PASS: dict[str, Any] = {
     "gate.sigmoid_probability": 0.1, "gate.straight_through": False, "gate.noise": False,
     "scale.of": "blocks", "scale.schedule": "ranged", "scale.min": 0.1, "scale.max": 1.1,
     "scale.draw": "group", "scale.loss": "group", "scale.usage": "step", "scale.beta": 32.0,
-    "scale.dual_rate": 0.0, "scale.guard": 0.0, "distill.weight": 0.0,
+    "scale.anchors": (), "scale.jitter": 0.0, "scale.dual_rate": 0.0, "scale.guard": 0.0,
+    "distill.weight": 0.0, "distill.cross_entropy": 1.0,
     "gates.learning_rate": 0.1, "joint.learning_rate": 0.05,
 }  # fmt: skip
 """How most tests train: one pass a step, whatever recipe the shipped configs have."""

@@ -13,6 +13,7 @@ import pytest
 import safetensors.numpy
 from ml_collections import ConfigDict
 
+from helpers.configs import ONE_PASS
 from helpers.toy_network import AUX_WEIGHT, Toy, macs_by_hand
 from urnet_jax import config as config_lib
 from urnet_jax import kinds
@@ -159,7 +160,7 @@ def get_config():
 @pytest.fixture(scope="module")
 def config_file(tiny, tmp_path_factory) -> pathlib.Path:
     path = tmp_path_factory.mktemp("config") / "toy.py"
-    short: dict[str, Any] = {"model.depth": 8, "pretrain.epochs": 0.1, "gates.epochs": 0.1}
+    short = ONE_PASS | {"model.depth": 8, "pretrain.epochs": 0.1, "gates.epochs": 0.1}
     short |= {"joint.epochs": 0.1, "eval.every_epochs": 0.0}
     model = toy_config(tiny).model.to_dict()
     path.write_text(CONFIG.format(fields=short, model=model))
