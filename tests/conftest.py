@@ -106,8 +106,7 @@ def tiny_flags() -> list[str]:
     from helpers.configs import ONE_PASS
 
     fields = ONE_PASS | TINY
-    text = {name: str(value).strip("()").replace(" ", "") for name, value in fields.items()}
-    return ["--config=digits", *(f"--config.{name}={value}" for name, value in text.items())]
+    return ["--config=digits", *(f"--config.{name}={value}" for name, value in fields.items())]
 
 
 @pytest.fixture(scope="session")

@@ -42,7 +42,8 @@ from urnet_jax.xla import sharding
 
 fields, runs = map(json.loads, sys.argv[1:])
 config = config_lib.load("digits")
-config.update_from_flattened_dict(fields | {"eval.scales": tuple(fields["eval.scales"])})
+tuples = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
+config.update_from_flattened_dict(fields | tuples)
 for workdir, devices, last in runs:
     mesh = jax.sharding.Mesh(sharding.in_order(jax.devices()[:devices]), ("data",))
     try:
@@ -56,10 +57,7 @@ for workdir, devices, last in runs:
 
 
 def start(folder: pathlib.Path, devices: int = 1, *arguments: str) -> subprocess.Popen[str]:
-    flags = [
-        f"--config.{name}={value}".replace("(", "").replace(")", "").replace(" ", "")
-        for name, value in FIELDS.items()
-    ]
+    flags = [f"--config.{name}={value}" for name, value in FIELDS.items()]
     environment = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
     command = ["train.py", "--config=digits", "--workdir=run", *flags, *arguments]
     return subprocess.Popen(
