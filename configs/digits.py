@@ -105,7 +105,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.pretrain = phase(epochs=0.0, learning_rate=0.1)  # plain network: S ignored, gates 1
     config.gates = phase(epochs=0.0, learning_rate=0.1)  # only the gates move
     config.joint = phase(epochs=45.0, learning_rate=0.1)  # everything moves
-    # Adam with 3e-3, then 2e-3: the scale loss reaches each of N gates divided by N, too little for
+    # Adam with 3e-3, then 4e-3: the scale loss reaches each of N gates divided by N, too little for
     # the backbone's rate, and SGD with a larger one leaves hidden units dead.
     for section, factor in ((config.gates, 0.03), (config.joint, 0.04)):
         section.gate_optimizer = "adam"
