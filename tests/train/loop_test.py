@@ -237,3 +237,18 @@ def test_metrics_are_whole_lines_in_order(finished):
     assert [line["step"] for line in every] == sorted(line["step"] for line in every)
     keys = [(line["kind"], line["step"], line.get("scale", 0)) for line in every]
     assert len(set(keys)) == len(keys)
+
+
+def test_the_shipped_recipe_begins_with_usage_near_s(tmp_path):
+    """configs/digits.py as it is, but for its size: S is met from the first steps on."""
+    config = config_lib.load("digits")
+    config.update_from_flattened_dict({
+        "joint.epochs": 0.3, "eval.scales": (0.2, 0.5, 1.0), "eval.every_epochs": 0.0,
+        "log.every_steps": 3, "checkpoint.every_epochs": 0.0,
+    })  # fmt: skip
+    loop.train_and_evaluate(config, tmp_path / "run")
+    shares = [line["flops_share"] for line in lines(tmp_path / "run", "eval")]
+    assert shares == pytest.approx([0.2, 0.5, 1.0], abs=0.12)  # a block is 12 % of the FLOPs
+    trained = lines(tmp_path / "run", "train")
+    assert all(line["distill_loss"] > 0 for line in trained)
+    assert any(line["top1_whole"] != line["top1"] for line in trained)  # two passes
