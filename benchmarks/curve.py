@@ -11,8 +11,8 @@ S, and writes curve.csv, a table and a plot.
 --weights_dir   a folder of PyTorch files resnet20-*.th, resnet32-*.th and so on, from which all
                 networks begin; by default they begin at random, the resizable one with
 --plain_epochs  of its plain network first (default: 12; 0 with --weights_dir); then
---gated_epochs  with gates, by the recipe of curve_rows.py (default: 12); the static networks are
-                trained for the sum of both
+--gated_epochs  with gates, by the recipe of configs/cifar10_resnet20.py (default: 12); the static
+                networks are trained for the sum of both
 --rows          static, gated, ablation (each ingredient left out), separated by commas; default:
                 static,gated
 --seeds         separated by commas; default: 0
@@ -113,7 +113,7 @@ def _groups(values: flags.FlagValues, deadline: float) -> list[results.Group]:
 
 def _base_flops(values: flags.FlagValues) -> float:
     """FLOPs of an image in the base, which has no gates."""
-    config = config_lib.load("cifar10_resnet20")
+    config = config_lib.load(curve_rows.CONFIG)
     config.update_from_flattened_dict(paper_rows.DATA[values.data])
     config.model.update({"depth": curve_rows.depths(values.base)[-1], "gated": False})
     return 2.0 * config_lib.architecture(config).cost.full_macs
@@ -129,9 +129,9 @@ def _network(values: flags.FlagValues, name: str, seed: int, fields: dict[str, A
     """A network to be trained; a workdir that holds another run is refused."""
     folder = f"{values.base}_{values.data}/{name.replace(' ', '_')}_{seed}"
     workdir = pathlib.Path(values.workdir) / folder
-    settings = trained.settings_of("cifar10_resnet20", fields)
+    settings = trained.settings_of(curve_rows.CONFIG, fields)
     settings["plain_epochs"] = values.plain_epochs
-    network = Network(workdir, "cifar10_resnet20", fields, settings)
+    network = Network(workdir, curve_rows.CONFIG, fields, settings)
     trained.check_workdir(network)
     return network
 
@@ -179,13 +179,12 @@ def _plain(values: flags.FlagValues, seed: int) -> dict[str, Any]:
 def _gated(values: flags.FlagValues, seed: int, changed: dict[str, Any]) -> dict[str, Any]:
     """The resizable network, some fields of its recipe changed."""
     fields = _common(values, seed, curve_rows.depths(values.base)[-1])
-    fields |= curve_rows.RECIPE | {"model.gated": True, "pretrain.epochs": 0.0}
-    fields |= {"joint.epochs": values.gated_epochs, "joint.warmup_epochs": 0.3}
-    if not values.weights_dir and not values.plain_epochs:
-        fields |= {"joint.learning_rate": 0.1, "joint.warmup_epochs": 1.0}
-    elif values.weights_dir:
-        fields["joint.learning_rate"] = paper_rows.SHORT_BASE["pretrain.learning_rate"]
-    else:
+    fields |= {"model.gated": True, "pretrain.epochs": 0.0, "joint.epochs": values.gated_epochs}
+    if values.weights_dir:
+        rate = paper_rows.SHORT_BASE["pretrain.learning_rate"]
+        fields |= {"joint.learning_rate": rate, "joint.warmup_epochs": 0.3}
+    elif values.plain_epochs:
+        fields |= {"joint.learning_rate": 0.05, "joint.warmup_epochs": 0.3}
         folder = f"{values.base}_{values.data}/plain_{seed}"
         fields["joint.init_from"] = str(pathlib.Path(values.workdir) / folder)
     return fields | changed

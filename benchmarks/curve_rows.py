@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from urnet_jax import config as config_lib
 from urnet_jax.errors import UserError
 
 STATIC = {"resnet8": (), "resnet20": (8, 14, 20), "resnet56": (20, 32, 44, 56)}
@@ -9,33 +10,12 @@ STATIC = {"resnet8": (), "resnet20": (8, 14, 20), "resnet56": (20, 32, 44, 56)}
 
 SCALES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
-RECIPE: dict[str, Any] = {
-    "model.gate_prior": 20.0,
-    "model.gate_norm": True,
-    "model.gate_bias": 0.0,
-    "gate.sigmoid_probability": 0.0,
-    "gate.straight_through": True,
-    "gate.noise": True,
-    "scale.of": "flops",
-    "scale.schedule": "anchors",
-    "scale.anchors": (0.2, 0.25, 0.3, 0.36, 0.44, 0.54, 0.66, 0.82),
-    "scale.jitter": 0.02,
-    "scale.draw": "group",
-    "scale.loss": "group",
-    "scale.usage": "step",
-    "scale.beta": 32.0,
-    "scale.dual_rate": 0.05,
-    "scale.guard": 1.0,
-    "distill.weight": 0.5,
-    "distill.temperature": 2.0,
-    "distill.cross_entropy": 0.5,
-    "distill.fades_by": 0.0,
-}
-"""The recipe: fields in which the resizable network's config differs from that of its base."""
+CONFIG = "cifar10_resnet20"
+"""What the resizable network is trained by; the static ones by its phase of the plain network."""
 
 ONE_PASS: dict[str, Any] = {
     "distill.weight": 0.0,
-    "scale.anchors": (*RECIPE["scale.anchors"], 1.0, 1.0),
+    "scale.anchors": (*config_lib.load(CONFIG).scale.anchors, 1.0, 1.0),
 }
 """Without a pass for the whole network, S = 1 is among the anchors."""
 
@@ -51,7 +31,7 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "norm": {"model.gate_norm": False},
     "labels": {"distill.cross_entropy": 0.0},
 }  # fmt: skip
-"""Ingredients by name, and the fields that leave one out of the recipe."""
+"""Ingredients of the recipe by name, and the fields that leave one out."""
 
 
 def depths(base: str) -> tuple[int, ...]:
