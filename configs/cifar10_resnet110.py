@@ -87,6 +87,15 @@ def get_config() -> ml_collections.ConfigDict:
     # third of the training of gates, so that no block closes early for good.
     scale.guard = 0.0
 
+    # Batch-shaping: over a batch, a gate's probabilities take the form of a Beta distribution.
+    config.shaping = shaping = ml_collections.ConfigDict()
+    shaping.weight = 0.0  # of the distance from it, at first
+    shaping.alpha = 0.6  # of the distribution
+    shaping.beta = 0.4
+    shaping.mean = "prior"  # alpha / (alpha + beta); or scale: S, alpha + beta being what they are
+    shaping.parts = 1  # equal parts of a batch, each with a form of its own; by scale: its groups
+    shaping.fades_by = 0.0  # share of the training of gates after which that is 0; 0: it stays
+
     # With a weight above 0 each step runs the network twice, whole and resized: the whole one
     # learns from the labels, the resized one from the whole one's answers.
     config.distill = distill = ml_collections.ConfigDict()

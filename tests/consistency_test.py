@@ -16,6 +16,32 @@ from urnet_jax.errors import UserError
             {"accumulate_steps": 16},
             "A group of one S has 8 of the 64 images of a batch, which 16 parts",
         ),
+        (
+            {"shaping__weight": 1.0, "shaping__parts": 16},
+            "a batch of 64 .* does not fall into shaping.parts 16 of at least 8 images",
+        ),
+        (
+            {"shaping__weight": 1.0, "shaping__parts": 3},
+            "does not fall into shaping.parts 3 of at least 8 images",
+        ),
+        (
+            {"shaping__weight": 1.0, "shaping__mean": "scale", "accumulate_steps": 2},
+            "a batch of 32 .* does not fall into 8 groups of one S of at least 8 images",
+        ),
+        (
+            {
+                "shaping__weight": 1.0,
+                "shaping__mean": "scale",
+                "scale__draw": "sample",
+                "scale__loss": "sample",
+            },
+            "shaping.mean is 'scale', and with scale.draw 'sample' no samples share an S",
+        ),
+        ({"shaping__alpha": 0.0}, "shaping.alpha is 0.0; expected a number from 0.01 to 100"),
+        (
+            {"gate__random_drop": "always", "scale__beta": 0.0, "shaping__weight": 1.0},
+            "set shaping.weight to 0, or model.gated to False",
+        ),
         ({"init__head": "new"}, "init.from names no file, so that all is new: name the file"),
         ({"scale__schedule": "anchors"}, "scale.anchors has none: name some S"),
         ({"scale__dual_rate": 0.1}, "set scale.schedule to 'anchors', or the rate to 0"),

@@ -7,6 +7,9 @@ import numpy as np
 from urnet_jax.errors import UserError
 from urnet_jax.phases import PHASES
 
+LEAST = 8
+"""Images that a distribution is told from; of fewer, their order says nothing."""
+
 
 def check(config: Any, arch: Any, groups: int) -> None:
     """Refuses the first contradiction that is found.
@@ -30,6 +33,7 @@ def check(config: Any, arch: Any, groups: int) -> None:
     if arch.gated:
         _check_random_drop(config)
         _check_groups(config, groups)
+        _check_shaping(config, groups)
         _check_controller(config, arch)
         _check_prior(config, arch)
 
@@ -54,7 +58,7 @@ def _check_random_drop(config: Any) -> None:
     """Where chance drops blocks, gates only weigh the rest, and nothing is asked of them."""
     drop, asking = config.gate.random_drop, ("beta", "dual_rate", "guard")
     asked = [f"scale.{name}" for name in asking if config.scale[name] > 0]
-    asked += ["distill.weight"] if config.distill.weight > 0 else []
+    asked += [f"{name}.weight" for name in ("shaping", "distill") if config[name].weight > 0]
     if drop != "never" and asked:
         raise UserError(
             f"gate.random_drop is {drop!r}, and gates then only weigh what it leaves: set "
@@ -78,6 +82,27 @@ def _check_groups(config: Any, groups: int) -> None:
             f"A group of one S has {in_group} of the {size} images of a batch, which "
             f"{parts} parts (accumulate_steps) cannot share: choose a data.batch_size of which an "
             f"eighth is a multiple of {parts}, or scale.loss 'sample'."
+        )
+
+
+def _check_shaping(config: Any, groups: int) -> None:
+    """A distribution is told from enough samples, which share a prior."""
+    shaping, size = config.shaping, config.data.batch_size // config.accumulate_steps
+    if not shaping.weight:
+        return
+    parts, named = shaping.parts, f"shaping.parts {shaping.parts}"
+    if shaping.mean == "scale":
+        parts, named = groups, f"{groups} groups of one S"
+        if config.scale.draw == "sample":
+            raise UserError(
+                "shaping.mean is 'scale', and with scale.draw 'sample' no samples share an S: set "
+                "scale.draw to 'group' or 'step', or shaping.mean to 'prior'."
+            )
+    if size % parts or size // parts < LEAST:
+        raise UserError(
+            f"shaping.weight is {shaping.weight}, and a batch of {size} (data.batch_size by "
+            f"accumulate_steps) does not fall into {named} of at least {LEAST} images, from which "
+            "a distribution is told: choose a larger batch, fewer parts, or weight 0."
         )
 
 

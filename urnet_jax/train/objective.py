@@ -23,7 +23,7 @@ from urnet_jax.nets.gates import activate, prior
 from urnet_jax.nets.mode import Mode
 from urnet_jax.nets.network import Tree
 from urnet_jax.phases import PHASES
-from urnet_jax.train import draws, losses
+from urnet_jax.train import draws, losses, shaping
 from urnet_jax.train.state import join
 
 Batch = Mapping[str, Any]
@@ -115,6 +115,7 @@ class Asked(NamedTuple):
       penalty: the scale loss.
       price: what a controller's multipliers make of usage beyond S.
       guard: distance of each gate from what the prior alone would have it do; falls to 0.
+      shaping: distance of each gate's form over the batch from its Beta distribution, weighed.
       gaps: usage beyond S, of samples or groups.
       scale: the S of those.
     """
@@ -122,6 +123,7 @@ class Asked(NamedTuple):
     penalty: Any = np.float32(0)
     price: Any = np.float32(0)
     guard: Any = np.float32(0)
+    shaping: Any = np.float32(0)
     gaps: Any = np.zeros(0, np.float32)
     scale: Any = np.zeros(0, np.float32)
 
@@ -138,7 +140,7 @@ class Asked(NamedTuple):
         groups = num_groups(config, size) if section.loss == "group" else None
         gaps = losses.gaps_of(usage_of(config, arch, gates), inputs.scale, groups)
         scale = inputs.scale if groups is None else inputs.scale.reshape(groups, -1).mean(axis=1)
-        price = held_to = np.float32(0)
+        price = held_to = shaped = np.float32(0)
         if along.multipliers is not None:
             anchor = losses.anchor_of(scale, section.anchors)
             price = losses.price(gaps, along.multipliers, anchor)
@@ -147,12 +149,15 @@ class Asked(NamedTuple):
             target = jax.nn.sigmoid(prior(arch, inputs.scale))
             held = jnp.maximum(0.0, 1 - along.progress / GUARD_ENDS)
             held_to = held * losses.guard(soft, target, groups)
-        return cls(losses.scale_loss(gaps), price, held_to, gaps, scale)
+        if config.shaping.weight:
+            shaped = shaping.of_gates(config, output.gate_logits, inputs.scale, along.progress)
+        return cls(losses.scale_loss(gaps), price, held_to, shaped, gaps, scale)
 
     def weighed(self, config: Config) -> Any:
         """Their sum."""
         section = config.scale
-        return section.beta * self.penalty + self.price + section.guard * self.guard
+        held = section.beta * self.penalty + self.price + section.guard * self.guard
+        return held + self.shaping
 
 
 def usage_of(config: Config, arch: Description, gates: Float[Array, "B G"]) -> Float[Array, " B"]:
