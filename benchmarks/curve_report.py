@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.results import Row
+from urnet_jax.evaluate import static
 from urnet_jax.evaluate.figures import to_png
 
 COLUMNS = [
@@ -49,31 +50,46 @@ def to_static(rows: Any) -> np.ndarray:
 
     The line's points are means over seeds; missing where the cost is outside of it.
     """
-    static = _static(rows)
-    if len(static) < 2:
+    means = _static(rows)
+    if len(means) < 2:
         return np.full(len(rows), np.nan)
-    costs, top1 = static["flops_share"].to_numpy(), static["top1"].to_numpy()
+    costs, top1 = means["flops_share"].to_numpy(), means["top1"].to_numpy()
     line = np.interp(rows["flops_share"], costs, top1, left=np.nan, right=np.nan)
     return rows["top1"].to_numpy() - line
 
 
 def _static(rows: Any) -> Any:
     """The static networks by cost, the means over seeds."""
-    static = rows[rows["S"].isna()].groupby("network")[["flops_share", "top1"]].mean()
-    return static.sort_values("flops_share")
+    means = rows[rows["S"].isna()].groupby("network")[["flops_share", "top1"]].mean()
+    return means.sort_values("flops_share")
+
+
+def at_static_costs(rows: Any) -> list[str]:
+    """For people: the resizable network at the cost of each static one, means over seeds."""
+    own = rows[(rows["network"] == "resizable")].groupby("S")[["flops_share", "top1"]].mean()
+    plain = rows[rows["S"].isna()].groupby("network")
+    if own.empty or not len(plain):
+        return []
+    summary = pd.DataFrame(
+        {"scale": own.index, "flops_mean": own["flops_share"], "top1_percent": own["top1"],
+         "flops_full": 1.0}
+    )  # fmt: skip
+    beside = plain.agg(flops=("flops_share", "mean"), top1_percent=("top1", "mean"),
+                       runs=("seed", "size")).reset_index().sort_values("flops")  # fmt: skip
+    return static.sentences(static.compare(summary, beside))
 
 
 def plot(rows: Any, title: str) -> Figure:
     """Top-1 against the share of the base's FLOPs: static networks, and each resizable one."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    static, means = rows[rows["S"].isna()], _static(rows)
-    if len(static):
+    each, means = rows[rows["S"].isna()], _static(rows)
+    if len(each):
         axes.plot(
             100 * means["flops_share"], means["top1"], color="0.35", marker="s", ls="--",
             label="static networks",
         )  # fmt: skip
-        axes.scatter(100 * static["flops_share"], static["top1"], color="0.35", s=8)
+        axes.scatter(100 * each["flops_share"], each["top1"], color="0.35", s=8)
         for name, point in means.iterrows():
             axes.annotate(
                 str(name).removeprefix("static "), (100 * point["flops_share"], point["top1"]),
@@ -134,4 +150,6 @@ def _show(rows: pd.DataFrame) -> None:
             "" if np.isnan(row.fixed_top1) else f"{row.top1 - row.fixed_top1:+.2f}",
             str(row.distinct_paths), str(row.seed),
         )  # fmt: skip
-    Console().print(shown)
+    console = Console()
+    console.print(shown)
+    console.print(*at_static_costs(rows), sep="\n", soft_wrap=True, highlight=False)

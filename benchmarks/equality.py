@@ -181,8 +181,10 @@ def compare(dense: Outputs, other: Outputs, allowed: float) -> results.Row:
 def _difference(expected: np.ndarray, found: np.ndarray) -> float:
     if not (np.isfinite(expected).all() and np.isfinite(found).all()):
         return NOT_FINITE
-    apart = np.abs(expected.astype(np.float64) - found)
-    return float(apart.max() / np.abs(expected).max())
+    apart, largest = np.abs(expected.astype(np.float64) - found).max(), np.abs(expected).max()
+    if not largest:
+        return NOT_FINITE if apart else 0.0
+    return float(apart / largest)
 
 
 if __name__ == "__main__":

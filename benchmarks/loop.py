@@ -34,7 +34,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import results, timing
+from benchmarks import results, timing, trained
 from benchmarks.results import Row
 from benchmarks.training_cases import huge_pages
 from urnet_jax import config as config_lib
@@ -90,6 +90,8 @@ def _groups(values: flags.FlagValues) -> Any:
             continue
         config = config_lib.load(config_name)
         config.data.dir = values.data_dir
+        # What a step costs hangs on the recipe.
+        settings = settings | {"config": trained.settings_of(config_name, {})}
         yield name, settings, lambda config=config: ([loop_row(config, values)], {})
 
 

@@ -42,6 +42,19 @@ from urnet_jax.errors import UserError
             {"gate__random_drop": "always", "scale__beta": 0.0, "shaping__weight": 1.0},
             "set shaping.weight to 0, or model.gated to False",
         ),
+        (
+            {
+                "scale__dual_rate": 0.1,
+                "scale__schedule": "anchors",
+                "scale__jitter": 0.1,
+                "scale__anchors": (0.4, 0.6, 0.8),
+            },
+            "scale.jitter is 0.1, which brings S nearer to another of the anchors, 0.2 apart",
+        ),
+        (
+            {"gates__init_from": "runs/a", "gates__epochs": 0.0},
+            "gates.init_from is runs/a, and gates.epochs is 0, so that nothing begins from it",
+        ),
         ({"init__head": "new"}, "init.from names no file, so that all is new: name the file"),
         ({"scale__schedule": "anchors"}, "scale.anchors has none: name some S"),
         ({"scale__dual_rate": 0.1}, "set scale.schedule to 'anchors', or the rate to 0"),
@@ -58,7 +71,7 @@ from urnet_jax.errors import UserError
                 "scale__of": "flops",
                 "scale__anchors": (0.001, 1.0),
             },
-            "scale.anchors holds 0.001, and 0.0",
+            "scale.anchors holds 0.001, with scale.jitter 0.0, and 0.0",
         ),
         (
             {"gate__random_drop": "always", "scale__beta": 0.0, "distill__weight": 1.0},

@@ -29,6 +29,7 @@ def check(config: Any, arch: Any, groups: int) -> None:
         )
     if scale.schedule == "anchors" and not scale.anchors:
         raise UserError("scale.schedule is 'anchors', and scale.anchors has none: name some S.")
+    _check_init_from(config)
     _check_head(config)
     if arch.gated:
         _check_random_drop(config)
@@ -36,6 +37,16 @@ def check(config: Any, arch: Any, groups: int) -> None:
         _check_shaping(config, groups)
         _check_controller(config, arch)
         _check_prior(config, arch)
+
+
+def _check_init_from(config: Any) -> None:
+    """A phase that is left out begins from nothing."""
+    for name in PHASES:
+        if config[name].init_from and not config[name].epochs:
+            raise UserError(
+                f"{name}.init_from is {config[name].init_from}, and {name}.epochs is 0, so that "
+                "nothing begins from it: name it in a phase that is trained, or train this one."
+            )
 
 
 def _check_head(config: Any) -> None:
@@ -117,10 +128,17 @@ def _check_controller(config: Any, arch: Any) -> None:
             "multiplier belongs to an anchor; set scale.schedule to 'anchors', or the rate to 0."
         )
     least = float(arch.cost.share(np.zeros((1, arch.num_gates)))[0]) if scale.of == "flops" else 0.0
-    if min(scale.anchors) < least:
+    if min(scale.anchors) - scale.jitter < least:
         raise UserError(
-            f"scale.anchors holds {min(scale.anchors)}, and {least:.3f} of the FLOPs are used "
-            "whatever gates do: name no anchor below that."
+            f"scale.anchors holds {min(scale.anchors)}, with scale.jitter {scale.jitter}, and "
+            f"{least:.3f} of the FLOPs are used whatever gates do: ask for nothing below that."
+        )
+    between = np.diff(sorted(set(scale.anchors)))
+    if between.size and 2 * scale.jitter >= between.min():
+        raise UserError(
+            f"scale.jitter is {scale.jitter}, which brings S nearer to another of the anchors, "
+            f"{between.min():.3g} apart, whose multiplier it would move: set less than half of "
+            "that."
         )
 
 

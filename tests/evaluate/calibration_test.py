@@ -13,6 +13,7 @@ from urnet_jax.errors import UserError
 from urnet_jax.evaluate import calibration, inspection, job
 from urnet_jax.evaluate.calibration import bisected, calibrate_workdir
 from urnet_jax.runs import calibration as kept
+from urnet_jax.runs import pretrained
 from urnet_jax.runs.calibration import Calibration
 from urnet_jax.runs.load import load_network
 from urnet_jax.train import loop
@@ -47,6 +48,11 @@ def test_what_cannot_be_reached_is_come_near_to_and_not_overdone():
     # The nearest to 0 that does it: 0, from 0.5 on, from 2 on.
     np.testing.assert_allclose(offsets[1:], [0.0, 0.5, 2.0], atol=0.01)
     assert offsets[0] < -1
+    # Where it is known that there is no less, the nearest offset that closes all is looked for:
+    # here all is closed below -1.
+    offsets, found, _ = bisected(shares, np.array([0.0, 0.3, 0.5]), 8.0, least=0.3)
+    np.testing.assert_allclose(found, [0.3, 0.3, 0.5])
+    np.testing.assert_allclose(offsets, [-1.0, -1.0, -0.5], atol=0.01)
 
 
 def test_it_is_never_worse_than_no_offset():
@@ -92,10 +98,18 @@ def test_what_it_says_of_itself_is_so(calibrated):
     fitted, unseen = calibration._halves(run, 200)
     assert fitted.numbers is not None and unseen.numbers is not None
     assert not np.intersect1d(fitted.numbers, unseen.numbers).size
-    for split, shares in ((fitted, found.shares), (unseen, found.shares_unseen)):
-        evaluation = run.evaluate(SCALES, split)
+    middle = (0.35, 0.65, 0.9)
+    for split, scales, shares in (
+        (fitted, SCALES, found.shares),
+        (unseen, SCALES, found.shares_unseen),
+        (unseen, middle, found.shares_between),
+    ):
+        evaluation = run.evaluate(scales, split)
         used = evaluation.flops.mean(axis=1) / evaluation.full_flops
         np.testing.assert_allclose(used, shares, rtol=1e-6)
+    assert found.error_between == pytest.approx(
+        np.abs(np.array(found.shares_between) - middle).mean()
+    )
     assert found.error == pytest.approx(np.abs(np.array(found.shares_unseen) - SCALES).mean())
 
 
@@ -123,6 +137,11 @@ def test_the_checkpoint_is_whole_and_its_weights_untouched(calibrated, finished)
     assert {str(path) for path in added} == {f"/checkpoints/{meta.step}/calibration.json"}
 
 
+def test_an_export_says_that_it_is_left_behind(calibrated, tmp_path, capsys):
+    pretrained.export_workdir(calibrated[0], tmp_path / "x.safetensors", "newest")
+    assert "Its calibration is not in the file" in capsys.readouterr().out
+
+
 def test_again_it_finds_the_same(calibrated):
     workdir, found = calibrated
     again = calibrate_workdir(workdir, scales=SCALES, images=200, progress=False)
@@ -134,7 +153,43 @@ def test_between_two_scales_it_is_interpolated():
     np.testing.assert_allclose(given.offset([0.0, 0.2, 0.3, 0.6, 1.0]), [-1, -1, -0.5, 1, 1])
 
 
-@pytest.mark.parametrize("content", ["garbage", "[1]", "{}", '{"scales": [0.2]}'])
+def test_it_says_where_it_was_not_calibrated(finished, tmp_path, capsys):
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    calibrate_workdir(workdir, scales=(0.4, 0.8), images=50, progress=False)
+    capsys.readouterr()
+    job.evaluate_workdir(workdir, scales=(0.2, 0.6, 1.0), output=tmp_path / "out")
+    printed = capsys.readouterr().out
+    assert "Mind: S = 0.2, 1 lies outside of what was calibrated" in printed
+    assert "comes no nearer" not in printed
+
+
+def calibration_json(**changes):
+    fields = {"scales": [0.2, 1.0], "offsets": [0.5, 1.0], "images": 1, "images_unseen": 1}
+    fields |= {name: [0.2, 1.0] for name in ("shares_before", "shares", "shares_unseen")}
+    return json.dumps(fields | changes)
+
+
+def test_what_is_whole_is_read(calibrated, tmp_path):
+    workdir = shutil.copytree(calibrated[0], tmp_path / "run")
+    step = load_network(workdir).meta.step
+    (workdir / "checkpoints" / str(step) / kept.FILE).write_text(calibration_json())
+    found = kept.read(workdir, step)
+    assert found is not None and found.offsets == (0.5, 1.0) and found.shares_between == ()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "garbage", "[1]", "{}", '{"scales": [0.2]}',
+        calibration_json(offsets=[float("nan"), 0.0]),
+        calibration_json(scales=[1.0, 0.2]),
+        calibration_json(scales=[0.2, 1.5]),
+        calibration_json(offsets=[0.5]),
+        calibration_json(shares=[0.2]),
+        calibration_json(shares_between=[0.2, 0.4]),
+        calibration_json(scales=[], offsets=[], shares_before=[], shares=[], shares_unseen=[]),
+    ],
+)  # fmt: skip
 def test_what_is_no_calibration_is_one_sentence(content, calibrated, tmp_path):
     workdir = shutil.copytree(calibrated[0], tmp_path / "run")
     step = load_network(workdir).meta.step

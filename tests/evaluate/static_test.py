@@ -48,9 +48,10 @@ def test_points_are_means_over_the_runs_of_a_network(plain):
 
 
 def test_comparison_is_between_the_networks_own_points():
-    own = pd.DataFrame(
-        {"flops_mean": [30.0, 10.0], "top1_percent": [90.0, 70.0], "flops_full": [40.0, 40.0]}
-    )
+    own = pd.DataFrame({
+        "scale": [1.0, 0.2], "flops_mean": [30.0, 10.0], "top1_percent": [90.0, 70.0],
+        "flops_full": [40.0, 40.0],
+    })  # fmt: skip
     line = pd.DataFrame({
         "network": ["a", "b", "c", "d"], "flops": [5.0, 10.0, 15.0, 39.0],
         "top1_percent": [50.0, 71.0, 74.5, 91.0], "runs": [1, 1, 3, 1],
@@ -59,8 +60,11 @@ def test_comparison_is_between_the_networks_own_points():
     np.testing.assert_allclose(found["resizable_percent"], [np.nan, 70, 75, 90])
     np.testing.assert_allclose(found["over"], [np.nan, -1, 0.5, -1])
     np.testing.assert_allclose(found["flops_share"], [0.125, 0.25, 0.375, 0.975])
+    # At S = 1 it is as dear as it gets; at another S it is not, and nothing is said of beyond.
+    unknown = static.compare(own.assign(scale=[0.8, 0.2]), line)
+    np.testing.assert_allclose(unknown["over"], [np.nan, -1, 0.5, np.nan])
     said = static.sentences(found)
-    assert said[0].endswith("at 12.5 % of the FLOPs; this network was evaluated at dearer S only.")
+    assert said[0].endswith("at 12.5 % of the FLOPs; this network was not evaluated at that cost.")
     assert said[2] == (
         "c: 74.50 %, the mean of 3 runs, at 37.5 % of the FLOPs; this network there: 75.00 %, "
         "+0.50 points."

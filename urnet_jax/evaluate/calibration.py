@@ -30,13 +30,17 @@ from urnet_jax.runs.calibration import Calibration
 from urnet_jax.streams import Stream
 
 GRID = tuple(round(0.05 * n, 2) for n in range(1, 21))
-"""Scales that are calibrated by default, beside the config's `eval.scales`."""
+"""Scales that are calibrated by default, beside the config's `eval.scales`; without those below
+what the network uses whatever its gates do."""
 
 STEPS = 12
 """Of bisection, at most; the offset is then known to a hundredth."""
 
 MET = 5e-4
 """How near a share counts as met: what is beyond it differs among other images anyway."""
+
+ROUNDING = 1e-9
+"""By which equal shares may differ."""
 
 REACH = 10.0
 """How far from 0 an offset is looked for, beside the reach of a network's prior."""
@@ -61,7 +65,7 @@ def calibrate_workdir(
     Args:
       workdir: of the run.
       which: its checkpoint, see `load.load_network`.
-      scales: the grid of S; by default 0.05 to 1 by 0.05, and the config's `eval.scales`.
+      scales: the grid of S; by default those of `GRID` and the config's `eval.scales`.
       images: to fit on; as many others are held back. Fewer where the training split has fewer.
       data_dir: where the dataset lies now; by default where the config says.
       progress: shows a progress bar on stderr if that is a terminal.
@@ -73,7 +77,8 @@ def calibrate_workdir(
         raise UserError(f"images is {images}; expected at least 1 to fit on.")
     grid = check_scales(scales) if scales is not None else None
     run = dataclasses.replace(inspection.load(workdir, which, data_dir), calibration=None)
-    grid = grid or check_scales([*GRID, *run.config.eval.scales])
+    least = _least(run)
+    grid = grid or check_scales([s for s in GRID if s >= least] + [*run.config.eval.scales])
     fitted, unseen = _halves(run, images)
     found = fit(run, grid, fitted, unseen, progress=progress)
     path = calibration.write(workdir, run.meta.step, found)
@@ -95,21 +100,26 @@ def fit(
       progress: shows a progress bar on stderr if that is a terminal.
     """
     hidden = None if progress else True
-    with tqdm(total=STEPS + 2, desc="calibrate", disable=hidden, leave=False) as bar:
+    with tqdm(total=STEPS + 3, desc="calibrate", disable=hidden, leave=False) as bar:
 
         def shares(scales: Shares, offsets: Shares, split: Split = fitted) -> Shares:
             bar.update()
             return _shares(run, scales.tolist(), offsets.tolist(), split)
 
         reach = REACH + float(getattr(run.arch, "gate_prior", 0.0))
-        offsets, found, before = bisected(shares, np.array(scales), reach)
+        offsets, found, before = bisected(shares, np.array(scales), reach, _least(run))
         on_unseen = shares(np.array(scales), offsets, unseen)
+        middle = (np.array(scales[1:]) + scales[:-1]) / 2
+        between = (
+            shares(middle, np.interp(middle, scales, offsets), unseen) if middle.size else middle
+        )
     return Calibration(
         scales=tuple(scales),
         offsets=tuple(offsets.tolist()),
         shares_before=tuple(before.tolist()),
         shares=tuple(found.tolist()),
         shares_unseen=tuple(on_unseen.tolist()),
+        shares_between=tuple(between.tolist()),
         images=fitted.num_examples,
         images_unseen=unseen.num_examples,
         about=_about(fitted),
@@ -117,7 +127,7 @@ def fit(
 
 
 def bisected(
-    shares: Callable[[Shares, Shares], Shares], wanted: Shares, reach: float
+    shares: Callable[[Shares, Shares], Shares], wanted: Shares, reach: float, least: float = 0.0
 ) -> tuple[Shares, Shares, Shares]:
     """Offsets from -reach to reach whose shares are nearest to the wanted ones.
 
@@ -129,26 +139,32 @@ def bisected(
       shares: f(scales, offsets) -> shares; it is not asked again for those that are met.
       wanted: the scales, which are the shares that are wanted.
       reach: how far from 0 an offset may lie.
+      least: the share that is used where all gates are closed; less cannot be met.
 
     Returns:
       The offsets, their shares, and the shares of offsets of 0.
     """
     best = np.zeros(len(wanted))
     before = found = shares(wanted, best)
+
+    def is_too_much(now: Shares) -> Any:
+        # All is closed at any offset that is low enough, of which the highest is looked for.
+        return np.where(wanted <= least, now > least + MET, now >= wanted)
+
     # The first step is taken at 0 already.
-    too_much = found >= wanted
+    too_much = is_too_much(found)
     low, high = np.where(too_much, -reach, 0.0), np.where(too_much, 0.0, reach)
     for _ in range(STEPS):
         # All is open at any offset that is large enough, of which the least is looked for.
-        missed = (np.abs(found - wanted) > MET) | (wanted == 1)
+        missed = (np.abs(found - wanted) > MET) | (wanted == 1) | (wanted <= least)
         if not missed.any():
             break
         middle, now = np.where(missed, (low + high) / 2, best), found.copy()
         now[missed] = shares(wanted[missed], middle[missed])
-        error, least = np.abs(now - wanted), np.abs(found - wanted)
-        nearer = (error < least) | ((error == least) & (np.abs(middle) < np.abs(best)))
+        gain = np.abs(found - wanted) - np.abs(now - wanted)
+        nearer = (gain > ROUNDING) | ((gain >= -ROUNDING) & (np.abs(middle) < np.abs(best)))
         best, found = np.where(nearer, middle, best), np.where(nearer, now, found)
-        too_much = now >= wanted
+        too_much = is_too_much(now)
         low, high = np.where(too_much, low, middle), np.where(too_much, middle, high)
     return best, found, before
 
@@ -162,6 +178,12 @@ def _shares(run: Run, scales: Sequence[float], offsets: Sequence[float], split: 
         offset=given.offset,
     )  # fmt: skip
     return evaluation.flops.mean(axis=1) / evaluation.full_flops
+
+
+def _least(run: Run) -> float:
+    """The share of FLOPs that is used where all gates are closed."""
+    cost = run.arch.cost
+    return float(cost.macs(np.zeros((1, run.arch.num_gates)))[0]) / cost.full_macs
 
 
 def _halves(run: Run, images: int) -> tuple[Split, Split]:
@@ -206,7 +228,10 @@ def _show(run: Run, found: Calibration) -> None:
     console.print(title, soft_wrap=True, highlight=False)
     console.print(table)
     before = np.mean(np.abs(np.array(found.shares_before) - found.scales))
+    between = ""
+    if found.shares_between:
+        between = f", {100 * found.error_between:.2f} there at S half-way between these"
     console.print(
         f"Mean distance from S: {100 * before:.2f} points before, {100 * found.error:.2f} on "
-        "images that were not fitted on.", soft_wrap=True, highlight=False,
+        f"images that were not fitted on{between}.", soft_wrap=True, highlight=False,
     )  # fmt: skip

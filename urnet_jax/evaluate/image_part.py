@@ -22,30 +22,36 @@ DECIDES = 1e6
 
 
 def gains_of_looking(
-    run: Run, scales: Sequence[float] | None = None, split: str | Split = "test"
-) -> pd.DataFrame:
+    run: Run, scales: Sequence[float] | None = None, split: str | Split = "test",
+    seen: Evaluation | None = None, batch_size: int = 0,
+) -> pd.DataFrame:  # fmt: skip
     """What the gates' look at the image is worth, a row for every S.
 
-    The network is evaluated, and again with the image's part of the logits set to zero: each gate
-    has its mean logit over the images at that S. All images then take one path, the blocks with the
-    highest logits. Costs of such paths are steps; the two about the same cost are mixed, by
-    accuracy, in the share that costs as much as the network with its eyes open.
+    The network is evaluated, and twice more with the image's part of the logits set to zero: each
+    gate has its mean logit over the images at that S. All images then take one path, the blocks
+    with the highest logits. Costs of such paths are steps; the two about the same cost are mixed,
+    by accuracy, in the share that costs as much as the network with its eyes open.
 
     Args:
       run: of `run.load`.
       scales: the grid of S; by default the config's `eval.scales`.
       split: by its name, or opened.
+      seen: its evaluation on that split at those S, with the gates' logits, where it is at hand.
+      batch_size: samples per step; 0 takes the config's.
 
     Returns:
       `scale`, `examples`, `flops_share`, `distinct_paths`, `top1_percent` of the network,
       `fixed_percent` of the one without the image's part at the same cost, and `gain`, in points.
     """
     split = run.split(split) if isinstance(split, str) else split
-    seen = run.evaluate(scales, split)
+    seen = run.evaluate(scales, split) if seen is None else seen
+    size = min(batch_size or run.config.eval.batch_size, split.num_examples)
     paths = [fixed_paths(seen, k) for k in range(len(seen.scales))]
     ends = [_about(seen, k, path) for k, path in enumerate(paths)]
     less, more = (
-        _top1(run, split, seen, [p[pair[n]] for p, (pair, _) in zip(paths, ends, strict=True)])
+        _top1(
+            run, split, seen, [p[pair[n]] for p, (pair, _) in zip(paths, ends, strict=True)], size
+        )
         for n in (0, 1)
     )
     share = np.array([share for _, share in ends])
@@ -89,11 +95,11 @@ def _about(
 
 
 def _top1(
-    run: Run, split: Split, seen: Evaluation, paths: Sequence[Float[np.ndarray, " G"]]
-) -> Float[np.ndarray, " k"]:
+    run: Run, split: Split, seen: Evaluation, paths: Sequence[Float[np.ndarray, " G"]],
+    size: int,
+) -> Float[np.ndarray, " k"]:  # fmt: skip
     """Top-1 where all images take the k-th path at the k-th S."""
     by_scale = dict(zip(seen.scales, paths, strict=True))
-    size = min(run.config.eval.batch_size, split.num_examples)
     forced = evaluate(
         run.eval_step, *run.variables, split, run.config, seen.scales, size, progress=False,
         mesh=run.mesh, offset=functools.partial(_forced, by_scale),

@@ -69,7 +69,7 @@ def evaluate_workdir(
     grid = _grid(run, requested or run.config.eval.scales)
     evaluation, chosen = _evaluated(run, opened, grid, execution, batch_size)
     about = _about(run, workdir, opened, chosen)
-    gains = gains_of_looking(run, grid, opened) if image_part else None
+    gains = gains_of_looking(run, grid, opened, evaluation, batch_size) if image_part else None
     about |= {} if gains is None else {"image_part": gains.to_dict("records")}
     make = None
     if report:
@@ -133,7 +133,12 @@ def _show(summary: pd.DataFrame, run: Run, split: Split, about: Mapping[str, Any
     print_table(summary, f"{run.arch.describe()}\n{images}, {step}{held}")
     if run.has_trained_gates:
         of = "flops" if calibrated else run.config.scale.of
-        mind = strays(summary, of, calibrated=calibrated)
+        outside = run.calibration.outside(summary["scale"]) if run.calibration else []
+        if outside:
+            named = ", ".join(f"{scale:g}" for scale in outside)
+            print(f"Mind: S = {named} lies outside of what was calibrated, and has the offset of "
+                  "the nearest S that was: `urnet calibrate --scales=...` adds it.")  # fmt: skip
+        mind = strays(summary, of, calibrated=calibrated and not outside)
         print(f"{mind}\n" if mind else "", end="")
     if (plain := about.get("plain_top1_percent")) is not None:
         print(f"The plain network that this run began from, after phase pretrain: {plain:.2f} %\n")

@@ -42,15 +42,18 @@ def compare(summary: pd.DataFrame, static: pd.DataFrame) -> pd.DataFrame:
 
     Columns, beside those of `static`: `flops_share` of the resizable network's own full cost,
     `resizable_percent`, its top-1 at that cost, and `over`, by how many points that is more; both
-    are missing where all of the network's own points are dearer.
+    are missing where all of the network's own points are dearer, and where they are cheaper unless
+    S = 1, at which it is as dear as it gets, is one of them.
 
     Args:
       summary: of `evaluation.summarize`.
       static: of `read`.
     """
     own: Any = summary.sort_values("flops_mean")
-    # A plain network dearer than all that this one uses is compared with that.
-    there = np.interp(static["flops"], own["flops_mean"], own["top1_percent"], left=np.nan)
+    dearest = own["top1_percent"].iloc[-1] if (own["scale"] == 1).any() else np.nan
+    there = np.interp(
+        static["flops"], own["flops_mean"], own["top1_percent"], left=np.nan, right=dearest
+    )
     full = float(summary["flops_full"].iloc[0])
     return static.assign(
         flops_share=static["flops"] / full,
@@ -69,7 +72,7 @@ def _sentence(row: Any) -> str:
     runs = f", the mean of {row.runs} runs" if row.runs > 1 else ""
     said = f"{row.network}: {row.top1_percent:.2f} %{runs}, at {100 * row.flops_share:.1f} %"
     if np.isnan(row.over):
-        return f"{said} of the FLOPs; this network was evaluated at dearer S only."
+        return f"{said} of the FLOPs; this network was not evaluated at that cost."
     return (
         f"{said} of the FLOPs; this network there: {row.resizable_percent:.2f} %, "
         f"{row.over:+.2f} points."

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,8 @@ class Calibration:
       images: how many were fitted on.
       images_unseen: how many others.
       about: where it comes from: date, versions, device, dataset.
+      shares_between: on the images of `shares_unseen`, at the S half-way between each two of the
+        scales; empty in calibrations from before there were any.
     """
 
     scales: tuple[float, ...]
@@ -39,15 +41,40 @@ class Calibration:
     images: int
     images_unseen: int
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    shares_between: tuple[float, ...] = ()
 
     def offset(self, scale: Any) -> Float[np.ndarray, "..."]:
         """The offset at any S: between two of the scales on the line, outside that of the last."""
         return np.asarray(np.interp(scale, self.scales, self.offsets), np.float32)
 
+    def outside(self, scales: Iterable[float]) -> list[float]:
+        """Those S that lie below or above all that were calibrated."""
+        return [s for s in scales if not self.scales[0] <= s <= self.scales[-1]]
+
+    @property
+    def error_between(self) -> float:
+        """`error` at the S half-way between each two of the scales."""
+        middle = (np.array(self.scales[1:]) + self.scales[:-1]) / 2
+        return float(np.mean(np.abs(np.array(self.shares_between) - middle)))
+
     @property
     def error(self) -> float:
         """Mean distance of S from the share that is used, on images that were not fitted on."""
         return float(np.mean(np.abs(np.array(self.shares_unseen) - self.scales)))
+
+
+def _check(calibration: Calibration) -> None:
+    """Raises ValueError or TypeError where it does not hold together."""
+    scales, offsets = (np.array(x, float) for x in (calibration.scales, calibration.offsets))
+    kept = calibration.shares_before, calibration.shares, calibration.shares_unseen
+    if calibration.shares_between and len(calibration.shares_between) != scales.size - 1:
+        raise ValueError("lists of different lengths")
+    if {len(x) for x in (offsets, *kept)} != {scales.size} or not scales.size:
+        raise ValueError("lists of different lengths")
+    if not np.isfinite(offsets).all() or not (np.diff(scales) > 0).all():
+        raise ValueError("offsets that are no numbers, or scales that do not ascend")
+    if scales[0] < 0 or scales[-1] > 1:
+        raise ValueError("scales outside of [0, 1]")
 
 
 def write(workdir: epath.PathLike, step: int, calibration: Calibration) -> epath.Path:
@@ -74,7 +101,7 @@ def read(workdir: epath.PathLike, step: int) -> Calibration | None:
             name: tuple(x) if isinstance(x, list) else x for name, x in held.items()
         }
         calibration = Calibration(**lists)
-        calibration.offset(np.array(calibration.scales, np.float64))
+        _check(calibration)
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is not a calibration: remove it, or run urnet calibrate again."

@@ -21,6 +21,7 @@ from urnet_jax.nets import network
 from urnet_jax.nets.architecture import Architecture
 from urnet_jax.nets.mode import Build
 from urnet_jax.nets.network import Tree
+from urnet_jax.runs import calibration
 from urnet_jax.runs.load import load_network
 from urnet_jax.runs.resnet_names import ResNetNames
 from urnet_jax.runs.tensor_names import Names, Path, Place, TensorNames, listed
@@ -200,4 +201,8 @@ def export_workdir(
     tensors = export_state_dict(params, batch_stats, arch, like)
     write_state_dict(tensors, output)
     print(f"{arch.describe()}, step {meta.step} ({meta.phase}): {len(tensors)} tensors")
+    if prior := getattr(arch, "gate_prior", 0.0):
+        print(f"Its gates are those of model.gate_prior={prior:g}, which no tensor holds.")
+    if calibration.read(workdir, meta.step) is not None:
+        print("Its calibration is not in the file: urnet calibrate makes one where it is read.")
     print(output)

@@ -91,19 +91,22 @@ def analytic_macs(config: Config, phase: str) -> float | None:
 
     A layer that is trained takes as much again for the gradient of its weights, and every layer but
     the first as much for that of its input. In `gates` only the gates are trained, and neither the
-    stem nor the first block needs a gradient; the others carry the loss back to the gates.
+    stem nor the first block needs a gradient; the others carry the loss back to the gates. With
+    `distill.weight` an image is seen twice, whole and resized.
     """
     arch = config_lib.architecture(config)
     if not isinstance(arch, Architecture):
         return None
-    cost = arch.cost
+    cost, own_gates = arch.cost, PHASES[phase].own_gates
+    times = 2.0 if own_gates and arch.gated and config.distill.weight > 0 else 1.0
     gates, stem, forward = cost.gate_macs, cost.stem_macs, cost.full_macs
     external_stem = arch.external.cost.stem_macs if arch.external else 0
     if not PHASES[phase].moves_rest:
-        return 2.0 * forward - stem - int(cost.unit_macs[0]) + gates - external_stem
-    if not PHASES[phase].own_gates:
+        first = int(cost.unit_macs[0])
+        return times * (2.0 * forward - stem - first + gates - external_stem)
+    if not own_gates:
         return 3.0 * (forward - gates) - stem  # Gates are computed neither way.
-    return 3.0 * forward - stem - external_stem
+    return times * (3.0 * forward - stem - external_stem)
 
 
 def _abstract_batch(

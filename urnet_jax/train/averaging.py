@@ -57,7 +57,11 @@ def with_own_statistics(
             stats = forward(average.params, stats, batch, state.phase_step, jnp.asarray(number))
             if number >= FORGET:
                 total = stats if total is None else jax.tree.map(jnp.add, total, stats)
-    own: Any = jax.tree.map(lambda x: x / KEEP, total)
+    # What the phase leaves alone stays bit for bit: a mean of equals can round.
+    own: Any = jax.tree.map(
+        lambda begun, last, x: jnp.where(last == begun, begun, x / KEEP),
+        state.batch_stats, stats, total,
+    )  # fmt: skip
     return dataclasses.replace(state, ema_params=average._replace(batch_stats=own))
 
 

@@ -183,7 +183,8 @@ def _differences(asked: Any, held: Any, ignored: Iterable[str] = ()) -> str:
 
 def _anchors(config: Config) -> tuple[float, ...] | None:
     """Those that a controller's multipliers belong to; None without a controller."""
-    return config.scale.anchors if config.scale.dual_rate > 0 else None
+    controlled = config.scale.dual_rate > 0 and config_lib.architecture(config).gated
+    return config.scale.anchors if controlled else None
 
 
 def _structure(config: Config, meta: Meta) -> Any:

@@ -113,7 +113,8 @@ def begin_phase(
     tx = optimizer.make_optimizer(config[phase], steps_per_epoch, gates)
     trained, _ = split_trained(params, phase, gates)
     averaged = config[phase].ema_decay > 0
-    controlled = PHASES[phase].own_gates and config.scale.dual_rate > 0
+    own_gates = PHASES[phase].own_gates and network_of(config)[0].gated
+    controlled = own_gates and config.scale.dual_rate > 0
     multipliers = jnp.zeros(len(config.scale.anchors)) if controlled else None
     return TrainState(
         step=jnp.asarray(step, jnp.int32),
