@@ -50,6 +50,9 @@ def test_what_counts_as_equal():
     assert not equality.compare(dense, (logits, gates, dense[2] * 1.1), 1e-2)["equal"]
     flipped = equality.compare(dense, (logits, 1 - gates, dense[2]), 1.0)
     assert flipped["flipped_gates"] == 3 and not flipped["equal"]
+    nothing = (logits, gates, 0 * dense[2])
+    assert equality.compare(nothing, nothing, 1e-6)["scores_difference"] == 0
+    assert not equality.compare(nothing, dense, 1.0)["equal"]
     assert not equality.compare(dense, (logits * np.nan, gates, dense[2]), 1.0)["equal"]
 
 

@@ -42,8 +42,9 @@ def make_train_step(
     With `accumulate_steps` = k the gradient is the mean over k equal parts of the batch, taken one
     after another. S and the gates' p are drawn for the whole batch, so that the step differs from
     that of k = 1 only where a quantity is not a mean over samples: BatchNorm normalises each part
-    with its own statistics and updates the running ones k times, and with `scale.loss` = "group"
-    each part's share of a group is held to the group's S.
+    with its own statistics and updates the running ones k times, and each part's share of a group
+    is held to what is asked of the group: its S with `scale.loss` = "group", the guard's targets,
+    the form that batch-shaping gives it.
 
     Args:
       config: the run's.
