@@ -8,7 +8,8 @@ masked, unless it is off for all of them.
 from typing import Any
 
 from urnet_jax.errors import UserError
-from urnet_jax.nets.architecture import Architecture, StageSpec
+from urnet_jax.nets.architecture import Architecture
+from urnet_jax.nets.residual import StageSpec
 
 try:
     import torch  # pyright: ignore[reportMissingImports]

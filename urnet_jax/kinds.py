@@ -13,7 +13,10 @@ from typing import Any, Literal
 from urnet_jax.errors import MissingCode, UserError
 from urnet_jax.fields import FIELDS, Field
 
-KINDS = {"resnet": "urnet_jax.nets.architecture:Architecture"}
+KINDS = {
+    "resnet": "urnet_jax.nets.architecture:Architecture",
+    "channel_resnet": "urnet_jax.nets.channels:ChannelGated",
+}
 
 _OF_DATA = ("num_classes", "image_size", "image_channels")
 

@@ -10,9 +10,10 @@ import numpy as np
 from flax import nnx, traverse_util
 from jax import lax
 
-from urnet_jax.nets.architecture import Architecture, StageSpec
+from urnet_jax.nets.architecture import Architecture
 from urnet_jax.nets.mode import Build
-from urnet_jax.nets.resnet import ResNet
+from urnet_jax.nets.network import found
+from urnet_jax.nets.residual import Residual, StageSpec
 
 BATCH = 6
 ARCHS = {
@@ -25,9 +26,10 @@ ARCHS = {
 
 
 @functools.cache
-def network(arch: Architecture, dtype: str = "float32") -> tuple[Any, Any, Any]:
+def network(arch: Any, dtype: str = "float32") -> tuple[Any, Any, Any]:
     """Graph, params and batch_stats."""
-    abstract = nnx.eval_shape(lambda: ResNet(arch, Build(dtype), rngs=nnx.Rngs(0)))
+    make = found(arch.network)
+    abstract = nnx.eval_shape(lambda: make(arch, Build(dtype), rngs=nnx.Rngs(0)))
     graph, params, stats = nnx.split(abstract, nnx.Param, nnx.BatchStat)
     return graph, filled(params), filled(stats)
 
@@ -52,7 +54,7 @@ def not_trivial(kind: str, size: tuple[int, ...], rng: np.random.Generator) -> n
 
 
 @functools.cache
-def inputs(arch: Architecture) -> tuple[jax.Array, jax.Array]:
+def inputs(arch: Residual) -> tuple[jax.Array, jax.Array]:
     rng = np.random.default_rng(3)
     shape = (BATCH, arch.image_size, arch.image_size, arch.image_channels)
     return jnp.asarray(rng.normal(size=shape), jnp.float32), jnp.linspace(0.1, 1, BATCH)
@@ -73,7 +75,7 @@ def unstack(tree: Any) -> dict[str, Any]:
 class Reference:
     """A ResNet with blocks one after another, F only where a block runs, and its BatchNorm."""
 
-    def __init__(self, arch: Architecture, train: bool = False) -> None:
+    def __init__(self, arch: Any, train: bool = False) -> None:
         _, params, stats = network(arch)
         self.arch, self.train = arch, train
         self.params, self.stats = unstack(params), unstack(stats)

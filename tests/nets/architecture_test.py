@@ -3,7 +3,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from urnet_jax.nets.architecture import IMAGENET_BLOCKS, Architecture, StageSpec
+from urnet_jax.nets.architecture import Architecture
+from urnet_jax.nets.residual import IMAGENET_BLOCKS, StageSpec
 
 RESNET20 = Architecture("cifar", 20, num_classes=10, image_size=32)
 RESNET50 = Architecture(

@@ -1,5 +1,3 @@
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +6,8 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from jax.extend.core import jaxprs_in_params
 
+from helpers.traced_macs import traced_macs
 from urnet_jax.nets.architecture import Architecture
 from urnet_jax.nets.contract import GateInputs
 from urnet_jax.nets.cost import (
@@ -237,22 +235,6 @@ def test_bottlenecks_against_xla(image_size, sides):
         assert cost.unit_macs[block : block + blocks].tolist() == [entry] + [body] * (blocks - 1)
         in_channels, block = 4 * mid, block + blocks
     assert cost.always_macs - cost.gate_macs == always
-
-
-def traced_macs(jaxpr) -> int:
-    """Multiply-adds of every convolution and matrix product in a traced computation."""
-    total = 0
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "conv_general_dilated":
-            kernel = eqn.invars[1].aval.shape  # height, width, in, out
-            total += math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel[:3])
-        elif eqn.primitive.name == "dot_general":
-            (contracted, _), _ = eqn.params["dimension_numbers"]
-            terms = [eqn.invars[0].aval.shape[axis] for axis in contracted]
-            total += math.prod(eqn.outvars[0].aval.shape) * math.prod(terms)
-        times = eqn.params.get("length", 1)
-        total += sum(times * traced_macs(inner) for inner in jaxprs_in_params(eqn.params))
-    return total
 
 
 @pytest.mark.parametrize(

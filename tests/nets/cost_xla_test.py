@@ -18,10 +18,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from urnet_jax.nets.architecture import IMAGENET_BLOCKS, Architecture, Shortcut, StageSpec
+from urnet_jax.nets.architecture import Architecture
 from urnet_jax.nets.blocks import Stage
 from urnet_jax.nets.contract import GateInputs
 from urnet_jax.nets.mode import Build, Mode
+from urnet_jax.nets.residual import IMAGENET_BLOCKS, Shortcut, StageSpec
 
 # Counts that are right agree to a few FLOPs; within 2 % a stage could lose its gates (2e-6 of it at
 # the least) or a CIFAR projection (1 %) unseen.

@@ -12,10 +12,11 @@ from flax import nnx, traverse_util
 
 from helpers.resnet_reference import ARCHS, BATCH, Reference, inputs, network, numpy_pad, unstack
 from helpers.variables import apply
-from urnet_jax.nets.architecture import Architecture, StageSpec
+from urnet_jax.nets.architecture import Architecture
 from urnet_jax.nets.blocks import Block
 from urnet_jax.nets.gates import draw_sigmoid
 from urnet_jax.nets.mode import Build, Mode
+from urnet_jax.nets.residual import StageSpec
 from urnet_jax.nets.resnet import ResNet
 
 each_shortcut = pytest.mark.parametrize("name", ["A", "pool", "B", "bottleneck"])

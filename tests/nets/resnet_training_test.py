@@ -12,10 +12,11 @@ from flax import nnx
 
 from helpers.resnet_reference import ARCHS, BATCH, filled, inputs, network, unstack
 from helpers.variables import apply, split_gates
-from urnet_jax.nets.architecture import Architecture, StageSpec
+from urnet_jax.nets.architecture import Architecture
 from urnet_jax.nets.blocks import Stage
 from urnet_jax.nets.contract import GateInputs
 from urnet_jax.nets.mode import Build, Mode
+from urnet_jax.nets.residual import StageSpec
 from urnet_jax.nets.tasks import Classification
 from urnet_jax.train.state import join
 

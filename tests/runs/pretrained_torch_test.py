@@ -13,7 +13,8 @@ from helpers.pretrained_networks import ARCHS, variables
 from helpers.variables import apply
 from urnet_jax import config as config_lib
 from urnet_jax.data import augment
-from urnet_jax.nets.architecture import IMAGENET_BLOCKS, Architecture, StageSpec
+from urnet_jax.nets.architecture import Architecture
+from urnet_jax.nets.residual import IMAGENET_BLOCKS, StageSpec
 from urnet_jax.nets.resnet import ResNet
 from urnet_jax.runs import pretrained
 from urnet_jax.train import resume

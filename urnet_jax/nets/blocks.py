@@ -5,6 +5,7 @@ first axis, so that one compiled block serves the whole body.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +13,12 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
-from urnet_jax.nets.architecture import Architecture, StageSpec
 from urnet_jax.nets.contract import Features, GateInputs, Summary
 from urnet_jax.nets.execution import GatesAndLogits, run_gated
 from urnet_jax.nets.gates import ConditionalGate
 from urnet_jax.nets.layers import conv, norm, pool, running
 from urnet_jax.nets.mode import Build, Mode
+from urnet_jax.nets.residual import StageSpec
 from urnet_jax.xla.fusion import add_relu
 
 
@@ -29,7 +30,7 @@ class Block(nnx.Module):
     """
 
     def __init__(
-        self, arch: Architecture, spec: StageSpec, build: Build, *, entry: bool, rngs: nnx.Rngs
+        self, arch: Any, spec: StageSpec, build: Build, *, entry: bool, rngs: nnx.Rngs
     ) -> None:
         convolutions = spec.convolutions(entry=entry)
         self.inputs, self.outputs = convolutions[0].inputs, spec.out_channels
@@ -42,8 +43,11 @@ class Block(nnx.Module):
         if self.resize == "B":
             self.downsample_conv = conv(spec.projection, build, rngs)
             self.downsample_bn = norm(self.outputs, build, rngs)
+        self._make_gate(arch, spec, build, rngs)
+
+    def _make_gate(self, arch: Any, spec: StageSpec, build: Build, rngs: nnx.Rngs) -> None:
         if arch.gated and arch.gate_network == "block":
-            self.gate = ConditionalGate(
+            self.gate: nnx.Module = ConditionalGate(
                 self.inputs, reduction=arch.gate_reduction, bias=build.gate_bias,
                 silent=arch.gate_prior > 0, normed=arch.gate_norm, rngs=rngs,
             )  # fmt: skip
@@ -53,7 +57,7 @@ class Block(nnx.Module):
         """True but for an entry block that changes shape: what enters is a ReLU's output."""
         return self.resize is None
 
-    def residual(self, x: Features, mask: Float[Array, "B 1"], mode: Mode) -> Features:
+    def residual(self, x: Features, mask: Float[Array, "B g"], mode: Mode) -> Features:
         """Gate * F(X)."""
         for i in range(1, self.num_convs):
             x = getattr(self, f"conv{i}")(x)
@@ -85,19 +89,20 @@ class Block(nnx.Module):
 
     def score(
         self, summary: Summary, scale: Float[Array, " B"], mode: Mode = Mode()
-    ) -> Float[Array, "B 1"]:
-        """The gate's logits."""
-        return self.gate(summary, scale, mode)
+    ) -> Float[Array, "B g"]:
+        """The gates' logits."""
+        gate: Any = self.gate
+        return gate(summary, scale, mode)
 
 
 class Stage(nnx.Module):
     """An entry block and a body of identical blocks with stacked parameters."""
 
     def __init__(
-        self, arch: Architecture, spec: StageSpec, build: Build, *, rngs: nnx.Rngs
+        self, block: type[Block], arch: Any, spec: StageSpec, build: Build, *, rngs: nnx.Rngs
     ) -> None:
-        make = functools.partial(Block, arch, spec, build)
-        self.num_blocks = spec.num_blocks
+        make = functools.partial(block, arch, spec, build)
+        self.num_blocks, self.block_gates = spec.num_blocks, arch.gates_of_block(spec)
         self.entry = make(entry=True, rngs=rngs)
         if spec.num_blocks > 1:
 
@@ -111,8 +116,9 @@ class Stage(nnx.Module):
     def __call__(
         self, x: Features, summary: Summary | None, inputs: GateInputs, mode: Mode
     ) -> tuple[Features, Summary | None, GatesAndLogits]:
-        """Runs the stage's n blocks; gates and logits are [B, n]."""
-        x, summary, entry = run_gated(self.entry, x, summary, inputs.columns(0, 1), mode)
+        """Runs the stage's n blocks of g gates; gates and logits are [B, n g]."""
+        own = self.block_gates
+        x, summary, entry = run_gated(self.entry, x, summary, inputs.columns(0, own), mode)
         if self.num_blocks == 1:
             return x, summary, entry
         graphdef, params, stats = nnx.split(self.body, nnx.Param, ...)
@@ -125,7 +131,7 @@ class Stage(nnx.Module):
             return (x, summary), (gates, nnx.state(unit, nnx.BatchStat) if batch else None)
 
         length = self.num_blocks - 1
-        blocks = (params, stats, inputs.columns(1, self.num_blocks).stacked(length))
+        blocks = (params, stats, inputs.columns(own, own * self.num_blocks).stacked(length))
         if length == 1:
             # XLA:CPU runs convolutions in a loop naively, and a loop of one turn stays a loop.
             only = jax.tree.map(lambda array: array[0], blocks)
@@ -140,5 +146,7 @@ class Stage(nnx.Module):
         return x, summary, jax.tree.map(_joined, entry, body)
 
 
-def _joined(entry: Float[Array, "B 1"], body: Float[Array, "n B 1"]) -> Float[Array, "B m"]:
-    return jnp.concatenate([entry, body[:, :, 0].T], axis=1)
+def _joined(entry: Float[Array, "B g"], body: Float[Array, "n B g"]) -> Float[Array, "B m"]:
+    blocks, batch, gates = body.shape
+    of_body = jnp.moveaxis(body, 0, 1).reshape(batch, blocks * gates)
+    return jnp.concatenate([entry, of_body], axis=1)

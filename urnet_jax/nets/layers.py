@@ -66,8 +66,8 @@ def pool(features: Float[Array, "B H W C"]) -> Float[Array, "B C"]:
 
 
 @jax.custom_vjp
-def weigh(weight: Float[Array, "B 1"], x: Features) -> Features:
-    """Each sample times its weight."""
+def weigh(weight: Float[Array, "B w"], x: Features) -> Features:
+    """Each sample times its weight, or each of its channels times its own; w is 1 or C."""
     return weight[:, None, None, :].astype(x.dtype) * x
 
 
@@ -77,7 +77,9 @@ def _weigh_forward(weight: Array, x: Array) -> tuple[Array, tuple[Array, Array]]
 
 def _weigh_backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
     weight, x = saved
-    of_weight = batch_norm.over_positions(grad.astype(weight.dtype) * x).sum(axis=1, keepdims=True)
+    of_weight = batch_norm.over_positions(grad.astype(weight.dtype) * x)
+    if weight.shape[1] == 1:
+        of_weight = of_weight.sum(axis=1, keepdims=True)
     return of_weight.astype(weight.dtype), weigh(weight, grad)
 
 

@@ -1,7 +1,7 @@
 """Residual networks, plain and gated: one class.
 
 output = ResNet(arch, rngs=nnx.Rngs(0))(images, GateInputs(scale))
-output.prediction, output.gates  # [B, K], [B, G]: a gate for each block, in network order
+output.prediction, output.gates  # [B, K], [B, G]: in network order
 """
 
 from typing import Any
@@ -11,8 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from urnet_jax.nets.architecture import Architecture
-from urnet_jax.nets.blocks import Stage
+from urnet_jax.nets.blocks import Block, Stage
 from urnet_jax.nets.contract import Features, GateInputs, Output
 from urnet_jax.nets.execution import choose
 from urnet_jax.nets.gates import ExternalGates, decide, prior
@@ -23,13 +22,15 @@ from urnet_jax.nets.mode import Build, Mode
 class ResNet(nnx.Module):
     """A plain or gated residual network (He et al. 2016; URNet)."""
 
-    def __init__(self, arch: Architecture, build: Build = Build(), *, rngs: nnx.Rngs) -> None:
-        """Builds `arch`; parameters and statistics are float32."""
+    block: type[Block] = Block
+
+    def __init__(self, arch: Any, build: Build = Build(), *, rngs: nnx.Rngs) -> None:
+        """Builds an `Architecture`, or what has its properties; parameters are float32."""
         self.arch, self.dtype = arch, jnp.dtype(build.dtype)
         self.conv1 = conv(arch.stem, build, rngs)
         self.bn1 = norm(arch.width, build, rngs)
         for i, spec in enumerate(arch.stages, 1):
-            setattr(self, f"stage{i}", Stage(arch, spec, build, rngs=rngs))
+            setattr(self, f"stage{i}", Stage(self.block, arch, spec, build, rngs=rngs))
         self.fc = nnx.Linear(*arch.head, precision=build.precision, rngs=rngs)
         if beside := arch.external:
             network = ResNet(beside, build, rngs=rngs)
@@ -86,7 +87,7 @@ class ResNet(nnx.Module):
         summary = pool(x) if inputs.given is None and mode.execution != "dense" else None
         used, start = [], 0
         for i, spec in enumerate(self.arch.stages, 1):
-            stop = start + spec.num_blocks
+            stop = start + spec.num_blocks * self.arch.gates_of_block(spec)
             stage = getattr(self, f"stage{i}")
             x, summary, of_stage = stage(x, summary, inputs.columns(start, stop), mode)
             used.append(of_stage)

@@ -14,7 +14,8 @@ from typing import Any
 from etils import epath
 
 from urnet_jax.errors import UserError
-from urnet_jax.nets.architecture import IMAGENET_BLOCKS, Architecture
+from urnet_jax.nets.architecture import Architecture
+from urnet_jax.nets.residual import IMAGENET_BLOCKS
 from urnet_jax.runs import hugging_face_names
 from urnet_jax.runs.tensor_names import Names, Path, Shape, TensorNames, listed
 

@@ -1,0 +1,90 @@
+"""Residual networks whose gates skip channels (Bejnordi et al. 2020, 1907.06627)."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float
+
+from urnet_jax.nets.blocks import Block
+from urnet_jax.nets.channels import ChannelGated
+from urnet_jax.nets.contract import Features, mark_as_gate
+from urnet_jax.nets.gates import last_layer_init
+from urnet_jax.nets.layers import running, weigh
+from urnet_jax.nets.mode import Build, Mode
+from urnet_jax.nets.residual import StageSpec
+from urnet_jax.nets.resnet import ResNet
+
+
+class ChannelGates(nnx.Module):
+    """Scores the channels of one block from the features that enter it, and S where they heed it.
+
+    Global average pool -> linear to 16 -> BatchNorm -> ReLU -> linear to a logit for each gate.
+    """
+
+    def __init__(
+        self, arch: ChannelGated, stage: StageSpec, channels: int, bias: float, rngs: nnx.Rngs
+    ) -> None:
+        """The gates of a block that `channels` features enter.
+
+        Args:
+          arch: the network's.
+          stage: where the block stands.
+          channels: that the features have.
+          bias: initial bias of the logits. Positive: gates begin open.
+          rngs: of the initial weights.
+        """
+        first, last = arch.gate_layers(stage, channels)
+        self.heeds = arch.gate_scale
+        # Whatever the network's precision is: a step is hard, and a rounded logit another gate.
+        self.fc1 = nnx.Linear(
+            *first, use_bias=False, kernel_init=nnx.initializers.he_normal(), precision="highest",
+            rngs=rngs,
+        )  # fmt: skip
+        self.bn = nnx.BatchNorm(last.inputs, momentum=0.9, epsilon=1e-5, rngs=rngs)
+        self.fc2 = nnx.Linear(
+            *last, kernel_init=last_layer_init(arch.gate_prior > 0), precision="highest",
+            bias_init=nnx.initializers.constant(bias), rngs=rngs,
+        )  # fmt: skip
+        mark_as_gate(self)
+
+    def __call__(
+        self, summary: Float[Array, "B C"], scale: Float[Array, " B"], mode: Mode = Mode()
+    ) -> Float[Array, "B g"]:
+        """The gates' logits, in float32, from pooled features."""
+        if self.heeds:
+            summary = jnp.concatenate([summary, scale[:, None].astype(jnp.float32)], axis=-1)
+        hidden = self.bn(self.fc1(summary), use_running_average=mode.gates_batch_norm == "running")
+        return self.fc2(nnx.relu(hidden))
+
+
+class ChannelBlock(Block):
+    """A residual block, Y = ReLU(shortcut(X) + F(X)), whose inner channels gates switch.
+
+    Basic: F(X) = BN2(conv2(g * ReLU(BN1(conv1 X)))). In a bottleneck the outputs of the first two
+    convolutions are switched. Where none of the last switched channels is open, F(X) is 0: what
+    BatchNorm makes of nothing is left out, so that such a sample can skip the block.
+    """
+
+    def _make_gate(self, arch: Any, spec: StageSpec, build: Build, rngs: nnx.Rngs) -> None:
+        self.groups, self.group = arch.groups(spec), arch.gate_group
+        self.gate: nnx.Module = ChannelGates(arch, spec, self.inputs, build.gate_bias, rngs)
+
+    def residual(self, x: Features, mask: Float[Array, "B g"], mode: Mode) -> Features:
+        """F(X), by the gates of each layer of channels in turn."""
+        layers = jnp.split(mask, self.num_convs - 1, axis=1)
+        for i, gates in enumerate(layers, 1):
+            x = getattr(self, f"conv{i}")(x)
+            x = nnx.relu(getattr(self, f"bn{i}")(x, running(mode)))
+            x = weigh(jnp.repeat(gates, self.group, axis=1), x)
+        any_open = lax.stop_gradient((layers[-1] > 0).any(axis=1, keepdims=True))
+        x = getattr(self, f"conv{self.num_convs}")(x)
+        norm = getattr(self, f"bn{self.num_convs}")
+        return norm(x, running(mode), weight=any_open.astype(jnp.float32))
+
+
+class ChannelResNet(ResNet):
+    """A residual network with channel gates."""
+
+    block = ChannelBlock

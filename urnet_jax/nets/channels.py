@@ -1,0 +1,130 @@
+"""What a residual network whose gates skip channels is made of, as plain numbers.
+
+(Bejnordi, Blankevoort and Welling, "Batch-Shaping for Learning Conditional Channel Gated Networks",
+1907.06627.)
+"""
+
+import dataclasses
+import functools
+from typing import ClassVar
+
+from urnet_jax.nets.channel_cost import BlockCost, ChannelCost
+from urnet_jax.nets.cost import Linear
+from urnet_jax.nets.residual import Residual, StageSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class ChannelGated(Residual):
+    """A ResNet whose gates each let a group of channels inside a block run.
+
+    Gated are the channels between a block's convolutions: one layer of them in a basic block, two
+    in a bottleneck. A block's output is not.
+
+    Attributes, beside those of `Residual`:
+      gate_group: channels of one gate; 1 is the paper's.
+      gate_hidden: units of the hidden layer of a block's gates; the paper has 16.
+      gate_scale: whether gates see S. Without, as in the paper, the network has one cost.
+      gate_prior: a, which adds a * (S - r) to the logits of each gate, r being where it opens by
+        `opens_at`: before anything is learned S is then the share of FLOPs. 0: no prior.
+    """
+
+    network: ClassVar[str] = "urnet_jax.nets.channel_resnet:ChannelResNet"
+    task: ClassVar[str] = "urnet_jax.nets.tasks:Classification"
+    stacked: ClassVar[tuple[str, ...]] = ("body",)
+    head_name: ClassVar[str] = "fc"
+    gated: ClassVar[bool] = True
+    gate_noun: ClassVar[str] = "channel gates"
+    external: ClassVar[None] = None
+
+    gate_group: int = 1
+    gate_hidden: int = 16
+    gate_scale: bool = True
+    gate_prior: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for n, stage in enumerate(self.stages, 1):
+            if self.gate_group < 1 or stage.mid_channels % self.gate_group:
+                raise ValueError(
+                    f"model.gate_group is {self.gate_group}, into which the {stage.mid_channels} "
+                    f"channels of stage {n} do not divide: set a divisor of {self.width}."
+                )
+        if self.gate_hidden < 1:
+            raise ValueError(f"model.gate_hidden is {self.gate_hidden}; expected at least 1.")
+        if self.gate_prior < 0:
+            raise ValueError(f"model.gate_prior is {self.gate_prior}; expected at least 0.")
+        if self.gate_prior and not self.gate_scale:
+            raise ValueError(
+                f"model.gate_prior is {self.gate_prior}, which is a prior for each S, and "
+                "model.gate_scale is False: set the one to 0 or the other to True."
+            )
+
+    def groups(self, stage: StageSpec) -> int:
+        """Gates of one layer of channels."""
+        return stage.mid_channels // self.gate_group
+
+    def gates_of_block(self, stage: StageSpec) -> int:
+        """Those of each layer between two convolutions."""
+        return self.groups(stage) * (len(stage.convolutions(entry=False)) - 1)
+
+    def gate_layers(self, stage: StageSpec, channels: int) -> tuple[Linear, Linear]:
+        """A block's gates over `channels` features: pooled, and S, to hidden units, to logits."""
+        seen = channels + 1 if self.gate_scale else channels
+        return Linear(seen, self.gate_hidden), Linear(self.gate_hidden, self.gates_of_block(stage))
+
+    @property
+    def cost(self) -> ChannelCost:
+        """The multiply-adds of one image, block by block; no network is built."""
+        return self._cost()
+
+    @functools.cache  # noqa: B019  # Few networks live in a process, and each is small.
+    def _cost(self) -> ChannelCost:
+        stem_macs, size = self.stem.macs(self.image_size), self.stage_input_size
+        always, blocks, gate_macs = stem_macs + self.head.macs, [], 0
+        for stage in self.stages:
+            for i in range(stage.num_blocks):
+                if i == 0 and stage.changes_shape and self.shortcut == "B":
+                    always += stage.projection.macs(size)
+                convolutions, macs = stage.convolutions(entry=i == 0), []
+                gate_macs += sum(
+                    layer.macs for layer in self.gate_layers(stage, convolutions[0].inputs)
+                )
+                for convolution in convolutions:
+                    macs.append(convolution.macs(size))
+                    size = convolution.output_size(size)
+                blocks.append(BlockCost(self.groups(stage), tuple(macs)))
+        return ChannelCost(always + gate_macs, tuple(blocks), gate_macs, stem_macs)
+
+    @functools.cached_property
+    def opens_at(self) -> tuple[float, ...]:
+        """The S at which each gate opens by the prior alone, so that S is the share of FLOPs.
+
+        All layers of channels widen together. A gate opens where S is nearer to the share with it
+        than to that without.
+        """
+        order, starts, start = [], [], 0
+        for b, block in enumerate(self.cost.blocks):
+            starts.append(start)
+            for layer in range(len(block.macs) - 1):
+                order += [((k + 1) / block.groups, b, layer, k) for k in range(block.groups)]
+            start += block.num_gates
+        opens = [0.0] * self.num_gates
+        counts = [[0] * (len(block.macs) - 1) for block in self.cost.blocks]
+        used = [block.used(count) for block, count in zip(self.cost.blocks, counts, strict=True)]
+        share, total = (self.cost.always_macs + sum(used)) / self.cost.full_macs, 0.0
+        for _, b, layer, k in sorted(order):
+            counts[b][layer] += 1
+            after = self.cost.blocks[b].used(counts[b])
+            total, used[b] = (after - used[b]) / self.cost.full_macs, after
+            opens[starts[b] + layer * self.cost.blocks[b].groups + k] = share + total / 2
+            share += total
+        return tuple(opens)
+
+    def describe(self) -> str:
+        """For people: 'channel-gated ResNet-20 (cifar, width 16, shortcut A, groups of 8) ...'."""
+        scale = "" if self.gate_scale else ", one cost"
+        return (
+            f"channel-gated {self.name} ({self.family}, width {self.width}, shortcut "
+            f"{self.shortcut}, groups of {self.gate_group}{scale}) for {self.num_classes} classes "
+            f"at {self.image_size} px"
+        )
