@@ -25,7 +25,7 @@ SETTINGS = "paper.json"
 PATHS = ("data.dir", "init.from", "pretrain.init_from", "gates.init_from", "joint.init_from")
 """Fields that say where something lies, and nothing of what it is."""
 
-OF_GATES = ("gate.", "scale.", "shaping.", "distill.", "model.gate_", "gates.")
+OF_GATES = ("gate.", "scale.", "shaping.", "l0.", "distill.", "model.gate_", "gates.")
 """Fields that mean nothing to a plain network, but for random drop, by how their names begin."""
 
 STEADY: dict[str, Any] = {

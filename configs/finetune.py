@@ -64,6 +64,7 @@ def get_config() -> ml_collections.ConfigDict:
     gate.draw = "gate"  # p is drawn per gate (of each sample), per sample, or per step
     gate.straight_through = True  # steps have the gradient of sigmoids, not none
     gate.noise = True  # a step opens by chance in training, with the probability of its sigmoid
+    gate.temperature = 1.0  # of the sigmoids whose gradient steps have
     # Blocks are dropped at random until a share S is left: never, in test, or always (in training
     # too). Gates, if there are any, then only weigh what is left.
     gate.random_drop = "never"
@@ -99,6 +100,12 @@ def get_config() -> ml_collections.ConfigDict:
     shaping.mean = "prior"  # alpha / (alpha + beta); or scale: S, alpha + beta being what they are
     shaping.parts = 1  # equal parts of a batch, each with a form of its own; by scale: its groups
     shaping.fades_by = 0.0  # share of the training of gates after which that is 0; 0: it stays
+
+    # L0: gates are to be closed, whatever the image; each pays for how likely it is open.
+    config.l0 = l0 = ml_collections.ConfigDict()
+    l0.weight = 0.0  # of the share of gates that are expected to be open
+    l0.begins = 0.0  # share of the training of gates at which that begins to rise from 0
+    l0.full = 0.0  # and at which it is there
 
     # With a weight above 0 each step runs the network twice, whole and resized: the whole one
     # learns from the labels, the resized one from the whole one's answers.

@@ -39,6 +39,7 @@ def test_shipped_configs_are_the_promised_ones():
         "cifar100_resnet110",
         "cifar10_resnet110",
         "cifar10_resnet20",
+        "cifar10_resnet20_bas",
         "digits",
         "finetune",
         "imagenet_resnet101",

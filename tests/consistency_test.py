@@ -52,6 +52,10 @@ from urnet_jax.errors import UserError
             "scale.jitter is 0.1, which brings S nearer to another of the anchors, 0.2 apart",
         ),
         (
+            {"gate__random_drop": "always", "scale__beta": 0.0, "l0__weight": 1.0},
+            "set l0.weight to 0, or model.gated to False",
+        ),
+        (
             {"gates__init_from": "runs/a", "gates__epochs": 0.0},
             "gates.init_from is runs/a, and gates.epochs is 0, so that nothing begins from it",
         ),

@@ -214,10 +214,15 @@ def _completed(config: ConfigDict) -> Config:
     return config.lock()
 
 
-def heeds_scale(config: Config, phase: str = "joint") -> bool:
-    """Whether the network of a phase does less for a smaller S, by gates or at random."""
+def skips(config: Config, phase: str = "joint") -> bool:
+    """Whether the network of a phase leaves something out, by gates or at random."""
     own_gates = PHASES[phase].own_gates
     return own_gates and (architecture(config).gated or config.gate.random_drop != "never")
+
+
+def heeds_scale(config: Config, phase: str = "joint") -> bool:
+    """Whether it does less for a smaller S; gates may see the image alone."""
+    return skips(config, phase) and getattr(architecture(config), "gate_scale", True)
 
 
 def weighs_only(config: Config) -> bool:

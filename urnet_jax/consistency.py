@@ -37,6 +37,7 @@ def check(config: Any, arch: Any, groups: int) -> None:
         _check_shaping(config, groups)
         _check_controller(config, arch)
         _check_prior(config, arch)
+        _check_one_cost(config, arch)
 
 
 def _check_init_from(config: Any) -> None:
@@ -69,7 +70,8 @@ def _check_random_drop(config: Any) -> None:
     """Where chance drops blocks, gates only weigh the rest, and nothing is asked of them."""
     drop, asking = config.gate.random_drop, ("beta", "dual_rate", "guard")
     asked = [f"scale.{name}" for name in asking if config.scale[name] > 0]
-    asked += [f"{name}.weight" for name in ("shaping", "distill") if config[name].weight > 0]
+    weighed = ("shaping", "l0", "distill")
+    asked += [f"{name}.weight" for name in weighed if config[name].weight > 0]
     if drop != "never" and asked:
         raise UserError(
             f"gate.random_drop is {drop!r}, and gates then only weigh what it leaves: set "
@@ -139,6 +141,20 @@ def _check_controller(config: Any, arch: Any) -> None:
             f"scale.jitter is {scale.jitter}, which brings S nearer to another of the anchors, "
             f"{between.min():.3g} apart, whose multiplier it would move: set less than half of "
             "that."
+        )
+
+
+def _check_one_cost(config: Any, arch: Any) -> None:
+    """Gates that do not see S cannot be held to it."""
+    if getattr(arch, "gate_scale", True):
+        return
+    asked = [f"scale.{name}" for name in ("beta", "dual_rate", "guard") if config.scale[name]]
+    if config.shaping.weight and config.shaping.mean == "scale":
+        asked.append("shaping.weight")
+    if asked:
+        raise UserError(
+            "model.gate_scale is False, so that gates do not see S, and are held to it: set "
+            f"{' and '.join(asked)} to 0, or model.gate_scale to True."
         )
 
 

@@ -44,7 +44,8 @@ TRAIN = [
     (["--config.data.batch_size=0"], "data.batch_size is 0; expected a whole number of at least "
                                      "1."),
     (["--config=digit"], "config 'digit' is neither a file nor one of the shipped configs "
-                         "cifar100_resnet110, cifar10_resnet110, cifar10_resnet20, digits, "
+                         "cifar100_resnet110, cifar10_resnet110, cifar10_resnet20, "
+                         "cifar10_resnet20_bas, digits, "
                          "finetune, imagenet_resnet101, table1, table2."),
     (["--config.model.gated", "False"], "unexpected argument 'False'; write every option as "
                                         "--name=value."),

@@ -82,6 +82,14 @@ def test_ascent_finds_the_usage_that_is_asked():
     np.testing.assert_allclose(multipliers, 1.4, atol=1e-2)
 
 
+def test_expected_openings_by_hand():
+    # Sigmoids 1/2, 3/4, 0 and 1: of four gates 9/16 is open.
+    logits = jnp.array([[0.0, np.log(3.0)], [-100.0, 100.0]])
+    value, gradient = jax.value_and_grad(losses.expected_open)(logits)
+    assert value == pytest.approx(9 / 16)
+    np.testing.assert_allclose(gradient, [[1 / 16, 3 / 64], [0, 0]], atol=1e-7)
+
+
 def test_the_guard_by_hand():
     soft = jnp.array([[0.2, 1.0], [0.4, 0.0]])
     target = jnp.array([[0.3, 0.5], [0.3, 0.5]])

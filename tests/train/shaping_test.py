@@ -180,6 +180,19 @@ def test_training_weighs_it_and_lets_it_fade():
     assert by_scale > 0.01 and abs(by_scale - whole) > 1e-3
 
 
+def test_the_l0_loss_rises_to_its_weight():
+    plain = objective(shaped_config(shaping__weight=0.0), 0.0, SCALE)
+
+    def part(progress: float, **fields: Any) -> float:
+        config = shaped_config(shaping__weight=0.0, l0__weight=2.0, **fields)
+        return objective(config, progress, SCALE) - plain
+
+    whole = part(0.0)
+    assert 0.5 < whole < 1.5  # About half of the gates are open.
+    ramp = [part(p, l0__begins=0.2, l0__full=0.6) for p in (0.1, 0.2, 0.4, 0.6, 1.0)]
+    assert ramp == pytest.approx([0, 0, whole / 2, whole, whole], rel=1e-3, abs=1e-5)
+
+
 def test_the_mean_of_the_prior_is_s():
     """Gates whose probabilities are those of Beta(S, 1 - S), each group's S its own, cost least."""
     places = (np.arange(1, 9) / 9)[None, :, None]

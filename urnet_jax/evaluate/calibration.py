@@ -19,6 +19,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 import urnet_jax
+from urnet_jax import config as config_lib
 from urnet_jax.data import splits
 from urnet_jax.data.splits import Split
 from urnet_jax.errors import UserError
@@ -77,6 +78,11 @@ def calibrate_workdir(
         raise UserError(f"images is {images}; expected at least 1 to fit on.")
     grid = check_scales(scales) if scales is not None else None
     run = dataclasses.replace(inspection.load(workdir, which, data_dir), calibration=None)
+    if not config_lib.heeds_scale(run.config):
+        raise UserError(
+            f"The gates of the network in {workdir} do not see S (model.gate_scale is False), so "
+            "that there is nothing to calibrate."
+        )
     least = _least(run)
     grid = grid or check_scales([s for s in GRID if s >= least] + [*run.config.eval.scales])
     fitted, unseen = _halves(run, images)

@@ -63,6 +63,11 @@ def evaluate_workdir(
     run = _load(workdir, which, calibrated, data_dir)
     if image_part:
         _check_looks(run)
+    if requested and getattr(run.arch, "gate_scale", True) is False:
+        raise UserError(
+            "--scales asks for some S, and the gates of this network do not see it "
+            "(model.gate_scale is False): leave it out."
+        )
     make_folder(directory, "--output")
     opened = run.split(split)
     beside = static_line.read(static, dataset=opened.dataset, split=split) if static else None
@@ -130,8 +135,9 @@ def _show(summary: pd.DataFrame, run: Run, split: Split, about: Mapping[str, Any
     step = f"step {run.meta.step} ({run.meta.phase})"
     calibrated = run.calibration is not None
     held = ", calibrated" if calibrated else ""
-    print_table(summary, f"{run.arch.describe()}\n{images}, {step}{held}")
-    if run.has_trained_gates:
+    title = f"{run.arch.describe()}\n{images}, {step}{held}"
+    print_table(summary, title, getattr(run.arch, "gate_noun", "blocks"))
+    if run.has_trained_gates and config_lib.heeds_scale(run.config):
         of = "flops" if calibrated else run.config.scale.of
         outside = run.calibration.outside(summary["scale"]) if run.calibration else []
         if outside:
@@ -158,7 +164,7 @@ def _show_beside(
 def _about(run: Run, workdir: epath.PathLike, split: Split, execution: Execution) -> dict[str, Any]:
     """What eval.json records of where an evaluation comes from."""
     config, meta = run.config, run.meta
-    skips = config_lib.heeds_scale(config, meta.phase)
+    skips = config_lib.skips(config, meta.phase)
     about: dict[str, Any] = {"dataset": split.dataset, "split": split.name, "phase": meta.phase}
     about |= {"step": meta.step, "execution": execution if skips else "dense"}
     gated = run.arch.gated and PHASES[meta.phase].own_gates
@@ -171,10 +177,13 @@ def _about(run: Run, workdir: epath.PathLike, split: Split, execution: Execution
 
 def _grid(run: Run, scales: Sequence[float]) -> Sequence[float]:
     """The scales to evaluate at; says so where there is only one that matters."""
-    if not config_lib.heeds_scale(run.config):
+    if not config_lib.skips(run.config):
         print("This network is plain: it has no gates, so S is ignored and it is evaluated once.")
     elif not PHASES[run.meta.phase].own_gates:
         print("This run is in phase pretrain, in which all blocks are on: it is evaluated once.")
+        return (1.0,)
+    elif not config_lib.heeds_scale(run.config):
+        print("The gates of this network see the image alone: it is evaluated once.")
         return (1.0,)
     return scales
 

@@ -92,6 +92,12 @@ def _decides(run: Run, num_blocks: int) -> str:
             f"A ResNet-8 beside it sees the image and {scale} and decides for each of the "
             f"{num_blocks} residual blocks whether it runs;"
         )
+    if noun := getattr(run.arch, "gate_noun", ""):
+        sees = f"and {scale} " if getattr(run.arch, "gate_scale", True) else ""
+        return (
+            f"Its {num_blocks} {noun}, called blocks below, see the features that enter a residual "
+            f"block {sees}and decide for each image what of that block runs;"
+        )
     return (
         f"Before each of its {num_blocks} residual blocks a small gate sees the features and "
         f"{scale} and decides for each image whether the block runs;"

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from urnet_jax import streams
-from urnet_jax.config import Config, architecture, heeds_scale, weighs_only
+from urnet_jax.config import Config, architecture, skips, weighs_only
 from urnet_jax.config import network as network_of
 from urnet_jax.data import augment
 from urnet_jax.nets import network
@@ -53,7 +53,7 @@ def make_eval_step(
     """
     arch, build = network_of(config)
     graph, task, platform = network.graph(arch, build), network.task(arch), sharding.platform(mesh)
-    asked = Mode(execution=execution if heeds_scale(config, phase) else "dense")
+    asked = Mode(execution=execution if skips(config, phase) else "dense")
 
     def eval_step(
         params: Tree, batch_stats: Tree, images: Array, labels: Array, scale: Array, index: Array,
@@ -111,7 +111,7 @@ def gate_inputs(
         inputs = inputs.shifted(jnp.broadcast_to(offset, (size, num_gates)))
     if not (arch.gated and PHASES[phase].own_gates):
         inputs = inputs._replace(given=jnp.ones((size, num_gates)))
-    if heeds_scale(config, phase) and config.gate.random_drop != "never":
+    if skips(config, phase) and config.gate.random_drop != "never":
         keys = jax.vmap(jax.random.fold_in, (None, 0))(streams.key(config.seed, Stream.TEST), index)
         sigmoid = jnp.ones((size, num_gates), bool) if weighs_only(config) else None
         inputs = inputs._replace(kept=draw_kept(keys, scale, num_gates), sigmoid=sigmoid)

@@ -38,10 +38,10 @@ def strays(summary: pd.DataFrame, of: str, *, calibrated: bool = False) -> str:
     )
 
 
-def print_table(summary: pd.DataFrame, title: str = "") -> None:
-    """Prints `summarize`'s table for people, within 80 columns."""
+def print_table(summary: pd.DataFrame, title: str = "", noun: str = "blocks") -> None:
+    """Prints `summarize`'s table for people, within 80 columns; `noun` is what gates switch."""
     unit, name = (1e9, "G") if summary["flops_full"].iloc[0] >= 1e9 else (1e6, "M")
-    blocks = f"blocks used of {summary['blocks_total'].iloc[0]}\nmean ± std (min-max)"
+    blocks = f"{noun} used of {summary['blocks_total'].iloc[0]}\nmean ± std (min-max)"
     flops = f"FLOPs, {name}\nmean ± std"
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for header in ("S", "top-1, %", blocks, flops, "of the full\nnetwork, %"):

@@ -99,8 +99,10 @@ class Stage(nnx.Module):
     """An entry block and a body of identical blocks with stacked parameters."""
 
     def __init__(
-        self, block: type[Block], arch: Any, spec: StageSpec, build: Build, *, rngs: nnx.Rngs
-    ) -> None:
+        self, arch: Any, spec: StageSpec, build: Build, *, block: type[Block] = Block,
+        rngs: nnx.Rngs,
+    ) -> None:  # fmt: skip
+        """Of blocks of the class `block`."""
         make = functools.partial(block, arch, spec, build)
         self.num_blocks, self.block_gates = spec.num_blocks, arch.gates_of_block(spec)
         self.entry = make(entry=True, rngs=rngs)

@@ -33,7 +33,6 @@ class ChannelGated(Residual):
     stacked: ClassVar[tuple[str, ...]] = ("body",)
     head_name: ClassVar[str] = "fc"
     gated: ClassVar[bool] = True
-    gate_noun: ClassVar[str] = "channel gates"
     external: ClassVar[None] = None
 
     gate_group: int = 1
@@ -58,6 +57,11 @@ class ChannelGated(Residual):
                 f"model.gate_prior is {self.gate_prior}, which is a prior for each S, and "
                 "model.gate_scale is False: set the one to 0 or the other to True."
             )
+
+    @property
+    def gate_noun(self) -> str:
+        """What its gates switch, for people."""
+        return "channels" if self.gate_group == 1 else f"groups of {self.gate_group} channels"
 
     def groups(self, stage: StageSpec) -> int:
         """Gates of one layer of channels."""

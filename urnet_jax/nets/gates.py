@@ -110,7 +110,7 @@ def decide(
     if gates is None:
         assert logits is not None  # Whoever is given no gates scores them.
         noisy = logits if inputs.noise is None else logits + inputs.noise
-        gates = activate(noisy, inputs.sigmoid, mode.straight_through)
+        gates = activate(noisy / mode.temperature, inputs.sigmoid, mode.straight_through)
     return gates if inputs.kept is None else gates * inputs.kept
 
 

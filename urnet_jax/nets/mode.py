@@ -30,6 +30,7 @@ class Mode:
         `running`.
       gates_batch_norm: of the gates, where they have any.
       straight_through: hard gates have the gradient of sigmoids.
+      temperature: of those sigmoids, which it softens above 1; a step stays where it is.
       unroll: equal units run one after another instead of in a loop: that compiles longer, and its
         backward pass is many times faster on CPU.
       execution: how units are run.
@@ -41,6 +42,7 @@ class Mode:
     batch_norm: Statistics = "running"
     gates_batch_norm: Statistics = "running"
     straight_through: bool = False
+    temperature: float = 1.0
     unroll: bool = False
     execution: Execution = "dense"
 

@@ -30,7 +30,7 @@ class ResNet(nnx.Module):
         self.conv1 = conv(arch.stem, build, rngs)
         self.bn1 = norm(arch.width, build, rngs)
         for i, spec in enumerate(arch.stages, 1):
-            setattr(self, f"stage{i}", Stage(self.block, arch, spec, build, rngs=rngs))
+            setattr(self, f"stage{i}", Stage(arch, spec, build, block=self.block, rngs=rngs))
         self.fc = nnx.Linear(*arch.head, precision=build.precision, rngs=rngs)
         if beside := arch.external:
             network = ResNet(beside, build, rngs=rngs)

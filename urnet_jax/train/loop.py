@@ -258,9 +258,11 @@ def report(run: Run, phase: str, step: int, summary: pd.DataFrame, *, is_last: b
     for row in rows:
         run.writer.write("eval", step, {"phase": phase, **row})
     if is_last:
-        table.print_table(summary, f"After phase {phase}, step {step}, test split")
-        own_gates = config_lib.architecture(run.config).gated and PHASES[phase].own_gates
-        if own_gates and (mind := table.strays(summary, run.config.scale.of)):
+        arch = config_lib.architecture(run.config)
+        title = f"After phase {phase}, step {step}, test split"
+        table.print_table(summary, title, getattr(arch, "gate_noun", "blocks"))
+        heeds = arch.gated and config_lib.heeds_scale(run.config, phase)
+        if heeds and (mind := table.strays(summary, run.config.scale.of)):
             print(mind)
         return
     usage = "flops_share" if run.config.scale.of == "flops" else "usage_mean"

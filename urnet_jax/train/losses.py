@@ -1,5 +1,6 @@
 """What training asks of gates beside the task: to use what S says."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -56,6 +57,14 @@ def ascended(
         jnp.zeros_like(multipliers).at[anchor].add(x) for x in (gaps, jnp.ones_like(gaps))
     )
     return multipliers + rate * sums / jnp.maximum(count, 1)
+
+
+def expected_open(logits: Float[Array, "B G"]) -> Float[Array, ""]:
+    """The share of gates that are open, each with the probability of its sigmoid.
+
+    By it the L0 norm is made small (Louizos et al. 2018, 1712.01312; Bejnordi et al. 2020).
+    """
+    return jnp.mean(jax.nn.sigmoid(logits))
 
 
 def guard(

@@ -63,6 +63,7 @@ def make_loss(config: Config, phase: str, platform: str) -> Objective:
         batch_norm="batch" if moves.moves_rest else "running",
         gates_batch_norm="batch" if moves.moves_gates else "running",
         straight_through=config.gate.straight_through,
+        temperature=config.gate.temperature,
         unroll=use_unroll(config, platform),
     )
 
@@ -116,6 +117,7 @@ class Asked(NamedTuple):
       price: what a controller's multipliers make of usage beyond S.
       guard: distance of each gate from what the prior alone would have it do; falls to 0.
       shaping: distance of each gate's form over the batch from its Beta distribution, weighed.
+      l0: the share of gates that are expected to be open, weighed.
       gaps: usage beyond S, of samples or groups.
       scale: the S of those.
     """
@@ -124,6 +126,7 @@ class Asked(NamedTuple):
     price: Any = np.float32(0)
     guard: Any = np.float32(0)
     shaping: Any = np.float32(0)
+    l0: Any = np.float32(0)
     gaps: Any = np.zeros(0, np.float32)
     scale: Any = np.zeros(0, np.float32)
 
@@ -135,12 +138,13 @@ class Asked(NamedTuple):
         assert output.gate_logits is not None
         gates, section = output.gates, config.scale
         if section.usage == "step":
-            gates = activate(output.gate_logits, None, straight_through=True)
+            soft = output.gate_logits / config.gate.temperature
+            gates = activate(soft, None, straight_through=True)
         size = len(inputs.scale)
         groups = num_groups(config, size) if section.loss == "group" else None
         gaps = losses.gaps_of(usage_of(config, arch, gates), inputs.scale, groups)
         scale = inputs.scale if groups is None else inputs.scale.reshape(groups, -1).mean(axis=1)
-        price = held_to = shaped = np.float32(0)
+        price = held_to = shaped = sparse = np.float32(0)
         if along.multipliers is not None:
             anchor = losses.anchor_of(scale, section.anchors)
             price = losses.price(gaps, along.multipliers, anchor)
@@ -151,13 +155,16 @@ class Asked(NamedTuple):
             held_to = held * losses.guard(soft, target, groups)
         if config.shaping.weight:
             shaped = shaping.of_gates(config, output.gate_logits, inputs.scale, along.progress)
-        return cls(losses.scale_loss(gaps), price, held_to, shaped, gaps, scale)
+        if config.l0.weight:
+            sparse = config.l0.weight * risen(config, along.progress)
+            sparse = sparse * losses.expected_open(output.gate_logits)
+        return cls(losses.scale_loss(gaps), price, held_to, shaped, sparse, gaps, scale)
 
     def weighed(self, config: Config) -> Any:
         """Their sum."""
         section = config.scale
         held = section.beta * self.penalty + self.price + section.guard * self.guard
-        return held + self.shaping
+        return held + self.shaping + self.l0
 
 
 def usage_of(config: Config, arch: Description, gates: Float[Array, "B G"]) -> Float[Array, " B"]:
@@ -188,6 +195,13 @@ def of_half(output: Output, which: int) -> Output:
         lambda x: x[which::2], (output.prediction, output.gates, output.gate_logits)
     )
     return Output(*parts, aux=output.aux)
+
+
+def risen(config: Config, progress: Array) -> Array:
+    """How much of the weight of the L0 loss is there: from `l0.begins` it rises to `l0.full`."""
+    section = config.l0
+    between = max(section.full - section.begins, 1e-9)
+    return jnp.clip((progress - section.begins) / between, 0.0, 1.0)
 
 
 def _fading(config: Config, progress: Array) -> Array | float:

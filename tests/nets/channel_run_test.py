@@ -1,0 +1,133 @@
+"""A network with channel gates is trained, evaluated, exported and refused as any other."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from urnet_jax import config as config_lib
+from urnet_jax.errors import UserError
+from urnet_jax.evaluate import calibration, inspection, job
+from urnet_jax.nets import network
+from urnet_jax.runs import pretrained, writers
+from urnet_jax.runs.load import load_network
+from urnet_jax.train import loop
+
+SEEN = {"gate_group": 8, "gate_scale": True, "gate_prior": 20.0, "gate_bias": 0.0}
+
+
+def channel_config(tiny: Any, model: Any, **fields: Any) -> config_lib.Config:
+    """As configs/cifar10_resnet20_bas.py has it, on the digits."""
+    shipped = config_lib.load("cifar10_resnet20_bas")
+    config = tiny(
+        {"pretrain.epochs": 0.1, "gates.epochs": 0.1, "joint.epochs": 0.4, "scale.of": "flops",
+         "gate.sigmoid_probability": 0.0, "gate.straight_through": True, "gate.noise": True}
+        | fields
+    )  # fmt: skip
+    with config.unlocked():
+        config.model = ConfigDict(shipped.model.to_dict() | {"depth": 8} | model)
+    return config
+
+
+@pytest.fixture(scope="module")
+def resizable(tiny, tmp_path_factory) -> Any:
+    """The workdir of a run, and its config."""
+    workdir, config = tmp_path_factory.mktemp("channels") / "run", channel_config(tiny, SEEN)
+    loop.train_and_evaluate(config, workdir)
+    return workdir, config
+
+
+def test_every_execution_counts_and_answers_alike(resizable, tmp_path):
+    workdir, _ = resizable
+    found = []
+    for how in ("dense", "auto"):
+        summary = job.evaluate_workdir(
+            workdir, scales=(0.3, 1.0), execution=how, output=tmp_path / how, report=how == "auto"
+        )
+        found.append(summary[["top1_percent", "flops_mean", "distinct_paths"]].to_numpy())
+    np.testing.assert_allclose(*found)
+    page = (tmp_path / "auto" / "report.html").read_text()
+    assert "Its 14 groups of 8 channels, called blocks below, see the features" in page
+
+
+def test_the_table_names_what_gates_switch(resizable, tmp_path, capsys):
+    job.evaluate_workdir(resizable[0], scales=(1.0,), output=tmp_path)
+    assert "groups of 8 channels used of 14" in " ".join(capsys.readouterr().out.split())
+
+
+def test_it_is_calibrated_and_looked_into(resizable):
+    workdir, _ = resizable
+    found = calibration.calibrate_workdir(workdir, scales=(0.4, 0.8), images=100, progress=False)
+    assert found.error < 0.1
+    table: Any = inspection.load(workdir).gates((0.4,))
+    assert table["block"].max() == 14
+
+
+def test_what_is_exported_is_taken_back(resizable, tmp_path):
+    workdir, config = resizable
+    pretrained.export_workdir(workdir, tmp_path / "x.safetensors", "newest")
+    tensors = pretrained.read_state_dict(tmp_path / "x.safetensors")
+    assert tensors["stage2.entry.gate.fc2.weight"].shape == (4, 16)
+    again = config.copy_and_resolve_references()
+    again.init["from"] = str(tmp_path / "x.safetensors")
+    _, *expected = load_network(workdir)
+    jax.tree.map(
+        np.testing.assert_array_equal, pretrained.initial_variables(again), tuple(expected)
+    )
+
+
+def test_its_gates_are_found_by_type(resizable):
+    _, config = resizable
+    paths = network.gate_paths(*config_lib.network(config))
+    assert {path[-2] for path in paths} == {"fc1", "fc2", "bn"}
+    assert all("gate" in path for path in paths) and len(paths) == 3 * 7
+
+
+def test_gates_that_see_the_image_alone_have_one_cost(tiny, tmp_path, capsys):
+    """An L0 loss without end closes them; nothing asks them for an S."""
+    config = channel_config(
+        tiny, {"gate_group": 4}, **{
+            "pretrain.epochs": 0.0, "gates.epochs": 0.0, "joint.epochs": 3.0, "scale.beta": 0.0,
+            "l0.weight": 20.0, "shaping.weight": 1.0, "shaping.fades_by": 0.2,
+            "joint.gate_learning_rate_factor": 0.4, "eval.every_epochs": 0.0,
+        },
+    )  # fmt: skip
+    loop.train_and_evaluate(config, tmp_path / "run")
+    usage = [row["usage"] for row in writers.read(tmp_path / "run") if row["kind"] == "train"]
+    assert usage[-1] < 0.8 * usage[0]
+    capsys.readouterr()
+    summary = job.evaluate_workdir(tmp_path / "run")
+    assert list(summary["scale"]) == [1.0]
+    assert "The gates of this network see the image alone" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--scales asks for some S, and the gates"):
+        job.evaluate_workdir(tmp_path / "run", scales=(0.5,))
+    with pytest.raises(UserError, match="do not see S .*, so that there is nothing to calibrate"):
+        calibration.calibrate_workdir(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "sentence"),
+    [
+        ({"gate_group": 5}, {}, "model.gate_group is 5, into which the 16 channels of stage 1"),
+        ({}, {"scale.beta": 2.0}, "gate_scale is False, .* set scale.beta to 0, or model.gate"),
+        (
+            {}, {"scale.beta": 0.0, "shaping.weight": 1.0, "shaping.mean": "scale"},
+            "set shaping.weight to 0, or model.gate_scale to True",
+        ),
+        (SEEN | {"gate_bias": 1.0}, {}, "model.gate_bias is 1.0, which moves what"),
+    ],
+)  # fmt: skip
+def test_what_contradicts_itself_is_one_sentence(tiny, model, fields, sentence):
+    with pytest.raises(UserError, match=sentence):
+        config_lib.validate(channel_config(tiny, model, **fields))
+
+
+@pytest.mark.parametrize("row", ["paper", "short", "resizable"])
+def test_the_shipped_rows_are_whole(row):
+    config = config_lib.load(f"cifar10_resnet20_bas:{row}")
+    config_lib.validate(config)
+    assert config_lib.heeds_scale(config) == (row == "resizable")
+    with pytest.raises(UserError, match="has no row 'long'; its rows are paper, short, resizable"):
+        config_lib.load("cifar10_resnet20_bas:long")
