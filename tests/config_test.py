@@ -22,7 +22,7 @@ def test_shipped_config(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: pa
     config = config_lib.load(f"configs/{name}.py")
     config.update_from_flattened_dict(GIVEN.get(name, {}))
     config_lib.validate(config)
-    assert set(config_lib.flatten(config)) == set(FIELDS)
+    assert set(config_lib.flatten(config)) == set(config_lib.fields_of(config))
     assert config.is_locked
     again = [config_lib.load(name), config_lib.load(str(CONFIGS / f"{name}.py"))]
     for other in again:

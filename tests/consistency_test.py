@@ -55,6 +55,7 @@ from urnet_jax.errors import UserError
             {"gate__random_drop": "always", "scale__beta": 0.0, "l0__weight": 1.0},
             "set l0.weight to 0, or model.gated to False",
         ),
+        ({"l0__begins": 0.5, "l0__full": 0.2}, "l0.full is 0.2, less than l0.begins, 0.5; raise"),
         (
             {"gates__init_from": "runs/a", "gates__epochs": 0.0},
             "gates.init_from is runs/a, and gates.epochs is 0, so that nothing begins from it",

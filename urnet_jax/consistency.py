@@ -23,6 +23,10 @@ def check(config: Any, arch: Any, groups: int) -> None:
       UserError: there is one.
     """
     scale = config.scale
+    if config.l0.full < config.l0.begins:
+        raise UserError(
+            f"l0.full is {config.l0.full}, less than l0.begins, {config.l0.begins}; raise l0.full."
+        )
     if scale.min > scale.max:
         raise UserError(
             f"scale.min is {scale.min}, more than scale.max, {scale.max}; lower scale.min."

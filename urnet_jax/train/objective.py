@@ -201,7 +201,8 @@ def risen(config: Config, progress: Array) -> Array:
     """How much of the weight of the L0 loss is there: from `l0.begins` it rises to `l0.full`."""
     section = config.l0
     between = max(section.full - section.begins, 1e-9)
-    return jnp.clip((progress - section.begins) / between, 0.0, 1.0)
+    rising = jnp.clip((progress - section.begins) / between, 0.0, 1.0)
+    return jnp.where(progress >= section.full, 1.0, rising)
 
 
 def _fading(config: Config, progress: Array) -> Array | float:
