@@ -20,7 +20,9 @@ from urnet_jax.train import loop
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("run", ["cifar10_resnet20/run", "cifar10_resnet20/plain/run"])
+@pytest.mark.parametrize(
+    "run", ["cifar10_resnet20/earlier_recipe/run", "cifar10_resnet20/plain/run"]
+)
 def test_runs_from_before_there_was_a_section_init_still_load(run, tmp_path):
     meta, params, batch_stats = load_network(ROOT / "results" / run)
     assert meta.config.init["from"] == ""

@@ -113,9 +113,12 @@ def test_init_from_must_be_a_run_of_the_same_network(finished, tiny, tmp_path):
     resume.check_init_from(plain, "joint")
 
 
+OLD = ROOT / "results" / "cifar10_resnet20" / "earlier_recipe" / "run"
+
+
 def test_the_state_of_a_run_that_is_older_than_many_fields_is_restored(tmp_path):
     """All of it, the optimiser's too: what a state may hold besides must not change its form."""
-    workdir = shutil.copytree(ROOT / "results" / "cifar10_resnet20" / "run", tmp_path / "run")
+    workdir = shutil.copytree(OLD, tmp_path / "run")
     meta = checkpoint.newest_meta(workdir)
     assert meta is not None
     abstract = abstract_state(
