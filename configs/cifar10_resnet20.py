@@ -6,9 +6,9 @@ r"""A gated ResNet-20 on CIFAR-10, short enough for two CPU cores.
     python evaluate.py --workdir=runs/cifar10_resnet20
 
 DIR is a prepared TFDS data_dir, the folder that holds `cifar10`. Hardware: two CPU cores. Time: one
-hour to two. Expected on CIFAR-10 (JPEG), a recompressed copy: top-1 of about 71, 82, 83, 83.6, 84 and
-84 % at S = 0.2, 0.3, 0.4, 0.6, 0.8 and 1, with that share of the FLOPs; a plain network of as many
-epochs has 84.7 %. See results/cifar10_resnet20 and results/curve; docs/knob.md has the recipe.
+hour to two. Expected on CIFAR-10 (JPEG), a recompressed copy: top-1 of about 71, 82, 83, 83.6, 84
+and 84 % at S = 0.2, 0.3, 0.4, 0.6, 0.8 and 1, with that share of the FLOPs; a plain network of as
+many epochs has 84.7 %. See results/cifar10_resnet20 and results/curve; docs/knob.md has the recipe.
 """
 
 import ml_collections
