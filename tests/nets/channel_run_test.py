@@ -98,8 +98,11 @@ def test_gates_that_see_the_image_alone_have_one_cost(tiny, tmp_path, capsys):
     usage = [row["usage"] for row in writers.read(tmp_path / "run") if row["kind"] == "train"]
     assert usage[-1] < 0.8 * usage[0]
     capsys.readouterr()
-    summary = job.evaluate_workdir(tmp_path / "run")
+    summary = job.evaluate_workdir(tmp_path / "run", report=True)
     assert list(summary["scale"]) == [1.0]
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "see the image alone, and decide for each which of its 28 groups of 4 channels" in page
+    assert "phase pretrain" not in page
     assert "The gates of this network see the image alone" in capsys.readouterr().out
     with pytest.raises(UserError, match="--scales asks for some S, and the gates"):
         job.evaluate_workdir(tmp_path / "run", scales=(0.5,))

@@ -17,8 +17,8 @@ def main() -> None:
 
     --workdir   the folder of a run by train.py
     --step      newest (default), best (by the mean top-1 of its evaluation) or a step's number
-    --scales    each from 0 to 1, separated by commas (default: 0.05 to 1 by 0.05, and the run's
-                eval.scales); for an S between two, what was found for them is interpolated
+    --scales    each from 0 to 1, separated by commas (default: to 1 by 0.05, from what the network
+                uses at least, and eval.scales); between two, what was found is interpolated
     --images    training images to calibrate on; as many others say how well it went (default: 2000)
     --data_dir  where the data lies now (default: the run's data.dir)
 

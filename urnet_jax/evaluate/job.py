@@ -61,13 +61,7 @@ def evaluate_workdir(
         raise UserError(f"batch_size is {batch_size}; expected at least 1, or 0 for the config's.")
     directory = epath.Path(output or workdir)
     run = _load(workdir, which, calibrated, data_dir)
-    if image_part:
-        _check_looks(run)
-    if requested and getattr(run.arch, "gate_scale", True) is False:
-        raise UserError(
-            "--scales asks for some S, and the gates of this network do not see it "
-            "(model.gate_scale is False): leave it out."
-        )
+    _check_asked(run, requested, image_part)
     make_folder(directory, "--output")
     opened = run.split(split)
     beside = static_line.read(static, dataset=opened.dataset, split=split) if static else None
@@ -89,8 +83,14 @@ def evaluate_workdir(
     return summary
 
 
-def _check_looks(run: Run) -> None:
-    if not run.has_trained_gates:
+def _check_asked(run: Run, scales: Sequence[float] | None, image_part: bool) -> None:
+    """Refuses what this network cannot be asked."""
+    if scales and not getattr(run.arch, "gate_scale", True):
+        raise UserError(
+            "--scales asks for some S, and the gates of this network do not see it "
+            "(model.gate_scale is False): leave it out."
+        )
+    if image_part and not run.has_trained_gates:
         raise UserError(
             "--image_part asks what trained gates gain by looking at the image, and this network "
             "has none that decide: leave it out."

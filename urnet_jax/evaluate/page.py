@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from urnet_jax.config import heeds_scale
+from urnet_jax.config import heeds_scale, skips
 from urnet_jax.data.splits import Split
 from urnet_jax.evaluate import page_images, plots
 from urnet_jax.evaluate.evaluation import Evaluation, summarize
@@ -45,13 +45,7 @@ def make(
     kind = "Gated" if arch.gated else "Plain"
     title = f"{kind} {arch.name} on {record['dataset']}"
     if not heeds_scale(run.config, run.meta.phase):
-        why = "This network is plain: it has no gates"
-        if arch.gated:
-            why = "This checkpoint is of phase pretrain, in which gates are not used"
-        sentence = (
-            f"{why}, and all of its {evaluation.num_gates} blocks run for every image, whatever S "
-            "is. So there is one row to show."
-        )
+        sentence = f"{_one_cost(run, evaluation.num_gates)} So there is one row to show."
         section = Section("Accuracy and cost", _table(evaluation))
         return render(title, [Paragraph(sentence), _facts(record)], [section])
     about = Paragraph(
@@ -77,6 +71,20 @@ def make(
         )
         end = [Paragraph(sentence), *end]
     return render(title, [about, _facts(record)], sections, end)
+
+
+def _one_cost(run: Run, num_gates: int) -> str:
+    """Why S changes nothing."""
+    if skips(run.config, run.meta.phase):
+        noun = getattr(run.arch, "gate_noun", "blocks")
+        return (
+            f"The gates of this network see the image alone, and decide for each which of its "
+            f"{num_gates} {noun}, called blocks below, run, whatever S is."
+        )
+    why = "This network is plain: it has no gates"
+    if run.arch.gated:
+        why = "This checkpoint is of phase pretrain, in which gates are not used"
+    return f"{why}, and all of its {num_gates} blocks run for every image, whatever S is."
 
 
 def _decides(run: Run, num_blocks: int) -> str:

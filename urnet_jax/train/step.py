@@ -43,8 +43,7 @@ def make_train_step(
     after another. S and the gates' p are drawn for the whole batch, so that the step differs from
     that of k = 1 only where a quantity is not a mean over samples: BatchNorm normalises each part
     with its own statistics and updates the running ones k times, and each part's share of a group
-    is held to what is asked of the group: its S with `scale.loss` = "group", the guard's targets,
-    the form that batch-shaping gives it.
+    is held to what is asked of that: its S, the guard's targets, the form of batch-shaping.
 
     Args:
       config: the run's.
