@@ -45,7 +45,7 @@ def make(
     kind = "Gated" if arch.gated else "Plain"
     title = f"{kind} {arch.name} on {record['dataset']}"
     if not heeds_scale(run.config, run.meta.phase):
-        sentence = f"{_one_cost(run, evaluation.num_gates)} So there is one row to show."
+        sentence = f"{_one_cost(run, evaluation)} So there is one row to show."
         section = Section("Accuracy and cost", _table(evaluation))
         return render(title, [Paragraph(sentence), _facts(record)], [section])
     about = Paragraph(
@@ -73,16 +73,17 @@ def make(
     return render(title, [about, _facts(record)], sections, end)
 
 
-def _one_cost(run: Run, num_gates: int) -> str:
+def _one_cost(run: Run, evaluation: Evaluation) -> str:
     """Why S changes nothing."""
+    arch, num_gates = evaluation.arch, evaluation.num_gates
     if skips(run.config, run.meta.phase):
-        noun = getattr(run.arch, "gate_noun", "blocks")
+        noun = getattr(arch, "gate_noun", "blocks")
         return (
             f"The gates of this network see the image alone, and decide for each which of its "
             f"{num_gates} {noun}, called blocks below, run, whatever S is."
         )
     why = "This network is plain: it has no gates"
-    if run.arch.gated:
+    if arch.gated:
         why = "This checkpoint is of phase pretrain, in which gates are not used"
     return f"{why}, and all of its {num_gates} blocks run for every image, whatever S is."
 
