@@ -206,7 +206,7 @@ def jax_cases(subject: Subject, executions: Sequence[str], check: bool) -> list[
     cases = [Case(row, ("all on",), _blocking(dense, all_on))]
     # An execution that is asked for under two names is timed once.
     asked = [Mode(execution=cast(Execution, name)) for name in executions]
-    resolved = {choose(mode, batch).execution: None for mode in asked}
+    resolved = {choose(subject.arch, mode, batch).execution: None for mode in asked}
     for execution in resolved:
         compiled, compile_s = timing.compile_timed(forward(subject, execution), *all_on)
         for request in subject.requests:

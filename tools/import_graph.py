@@ -65,14 +65,21 @@ def wings() -> list[Wing]:
             found.append(_wing(", ".join(at_root), "", {room: room for room in at_root}))
             at_root = []
         if name and folder.is_dir():
-            rooms = {path.stem: f"{name}.{path.stem}" for path in sorted(folder.glob("*.py"))}
-            rooms["__init__"] = name
+            rooms = {}
+            for path in sorted(folder.rglob("*.py")):
+                *inner, room = path.relative_to(folder).with_suffix("").parts
+                inner += [] if room == "__init__" else [room]
+                rooms[".".join(inner) or "__init__"] = ".".join((name, *inner))
             found.append(_wing(name, _docstring(folder / "__init__.py"), rooms))
     return found
 
 
 def _wing(name: str, about: str, modules: dict[str, str]) -> Wing:
-    files = {room: ROOT / PACKAGE / f"{m.replace('.', '/')}.py" for room, m in modules.items()}
+    files = {room: ROOT / PACKAGE / m.replace(".", "/") for room, m in modules.items()}
+    files = {
+        room: path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        for room, path in files.items()
+    }
     rooms = {room: _docstring(file) for room, file in files.items() if room != "__init__"}
     return Wing(name, about, rooms, frozenset(f"{PACKAGE}.{m}" for m in modules.values()))
 

@@ -15,7 +15,7 @@ from urnet_jax.fields import FIELDS, Field
 
 KINDS = {
     "resnet": "urnet_jax.nets.architecture:Architecture",
-    "channel_resnet": "urnet_jax.nets.channels:ChannelGated",
+    "channel_resnet": "urnet_jax.nets.channels.architecture:ChannelGated",
 }
 
 _OF_DATA = ("num_classes", "image_size", "image_channels")

@@ -33,7 +33,7 @@ ARCHS = {
     "basic": TwoStages("imagenet", 18, 5, image_size=16, width=4, shortcut="B"),
     "bottleneck": TwoStages("imagenet", 50, 5, image_size=16, width=4, shortcut="B"),
 }
-SPARSE: tuple[Execution, ...] = ("cond", "compact", "pieces")
+SPARSE: tuple[Execution, ...] = ("cond", "compact", "pieces", "filters")
 TOLERANCE = 1e-5
 
 # Every piece and every capacity of every block is a program of its own: optimised, they would

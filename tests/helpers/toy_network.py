@@ -146,7 +146,7 @@ class ToyNetwork(nnx.Module):
         self.head = nnx.Linear(arch.width, arch.num_classes, rngs=rngs)
 
     def __call__(self, images: Any, inputs: GateInputs, mode: Mode = Mode()) -> Output:
-        mode = choose(mode, len(images))
+        mode = choose(self.arch, mode, len(images))
         x, gates, logits = jnp.tanh(self.stem(images)), [], []
         summary = pool(x) if mode.execution != "dense" else None
         for n, unit in enumerate(self.units):

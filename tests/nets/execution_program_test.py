@@ -85,10 +85,11 @@ def test_the_smallest_capacity_that_holds_a_count_is_close(batch: int, data: st.
     ],
 )
 def test_auto(platform: str, batch: int, expected: str):
-    assert execution.choose(Mode(execution="auto"), batch, platform).execution == expected
+    arch = ARCHS["A"]
+    assert execution.choose(arch, Mode(execution="auto"), batch, platform).execution == expected
     for how in get_args(Execution)[1:]:
         mode = Mode(execution=how)
-        assert execution.choose(mode, batch, platform) == mode
+        assert execution.choose(arch, mode, batch, platform) == mode
 
 
 def lowered(arch: Architecture, how: Execution, batch: int) -> str:
@@ -107,7 +108,7 @@ def lowered(arch: Architecture, how: Execution, batch: int) -> str:
 
 @pytest.mark.parametrize("batch", [1, 4])
 def test_auto_is_the_program_that_it_stands_for(batch: int):
-    expected = execution.choose(Mode(execution="auto"), batch).execution
+    expected = execution.choose(ARCHS["A"], Mode(execution="auto"), batch).execution
     assert lowered(ARCHS["A"], "auto", batch) == lowered(ARCHS["A"], expected, batch)
 
 

@@ -23,8 +23,9 @@ def main() -> None:
     --scales      each from 0 to 1, separated by commas (default: the run's eval.scales)
     --split       test (default) or train
     --batch_size  images at a time (default: the run's eval.batch_size)
-    --execution   how blocks that gates skip are left out: cond, compact, pieces or auto (default:
-                  what is fastest here); dense computes and masks them, the same to rounding
+    --execution   how blocks that gates skip are left out: cond, compact, pieces, filters or auto
+                  (default: what is fastest here); dense computes and masks them, the same to
+                  rounding
     --data_dir    where the data lies now (default: the run's data.dir)
     --output      the folder for tables and plots (default: the workdir)
     --report      also writes report.html: tables, plots and images, in one file for a browser;

@@ -118,7 +118,7 @@ def _evaluated(
         run.config, grid, size, mesh=run.mesh, offset=run.offset,
     )  # fmt: skip
     share = -(-size // jax.local_device_count())
-    return evaluation, choose(Mode(execution=execution), share).execution
+    return evaluation, choose(run.arch, Mode(execution=execution), share).execution
 
 
 def _remove_older_page(directory: epath.Path) -> None:

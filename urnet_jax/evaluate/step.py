@@ -61,7 +61,7 @@ def make_eval_step(
     ) -> dict[str, Array]:  # fmt: skip
         pixels = augment.normalize(images, *augment.normalization(config.data.name))
         inputs = gate_inputs(config, phase, scale, index, offset)
-        mode = choose(asked, images.shape[0], platform)
+        mode = choose(arch, asked, images.shape[0], platform)
         output, _ = network.apply(graph, params, batch_stats, pixels, inputs, mode)
         logits = {} if output.gate_logits is None else {"gate_logits": output.gate_logits}
         return {

@@ -7,7 +7,7 @@ for that sample nothing is computed or moved.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -29,18 +29,22 @@ State: TypeAlias = tuple[Features, Summary | None]
 GatesAndLogits: TypeAlias = tuple[Float[Array, "B g"], Float[Array, "B g"] | None]
 
 
-def choose(mode: Mode, batch_size: int, platform: str | None = None) -> Mode:
+def choose(arch: Any, mode: Mode, batch_size: int, platform: str | None = None) -> Mode:
     """The mode with what `auto` stands for; any other execution stays.
 
     Args:
+      arch: the network's description.
       mode: that was asked for.
       batch_size: of one device.
       platform: `cpu`, `gpu` or `tpu`; by default JAX's.
     """
     if mode.execution != "auto":
         return mode
+    platform = platform or jax.default_backend()
+    if platform == "cpu" and getattr(arch, "gathers_filters", False):
+        return dataclasses.replace(mode, execution="filters")
     # A loop asks the host to decide at every turn, which costs an accelerator more than padding.
-    batches = "pieces" if (platform or jax.default_backend()) == "cpu" else "compact"
+    batches = "pieces" if platform == "cpu" else "compact"
     return dataclasses.replace(mode, execution="cond" if batch_size == 1 else batches)
 
 
@@ -160,10 +164,18 @@ def _pieces(run: Run, state: State, active: Array) -> State:
     return state
 
 
+def _one_by_one(run: Run, state: State, active: Array) -> State:
+    if active.size == 1:
+        return _cond(run, state, active)
+    order, count = _active_first(active)
+    return lax.fori_loop(0, count, lambda i, state: run(state, order[i][None]), state)
+
+
 _RUNNERS: dict[str, Callable[[Run, State, Array], State]] = {
     "cond": _cond,
     "compact": _compact,
     "pieces": _pieces,
+    "filters": _one_by_one,
 }
 
 

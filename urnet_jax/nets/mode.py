@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal, NamedTuple, get_args
 
-Execution = Literal["auto", "dense", "cond", "compact", "pieces"]
+Execution = Literal["auto", "dense", "cond", "compact", "pieces", "filters"]
 """How units are run; the outputs are the same, to rounding.
 
 `dense`: every unit for every sample, masked by the gates; the reference, and what training does.
@@ -12,6 +12,8 @@ Execution = Literal["auto", "dense", "cond", "compact", "pieces"]
 capacities, and scattered back.
 `pieces`: the samples that run a unit are gathered in pieces of a few static sizes that add up to
 them exactly, and scattered back.
+`filters`: the samples that run a unit go through it one after another, each by the filters of the
+channels that its gates leave open alone.
 `auto`: what was fastest where it was measured, as `execution.choose` says.
 """
 

@@ -58,7 +58,7 @@ class ResNet(nnx.Module):
             raise ValueError(
                 f"scale has shape {jnp.shape(inputs.scale)}; expected one S per image, ({batch},)."
             )
-        mode = choose(mode, batch)
+        mode = choose(self.arch, mode, batch)
         logits = None
         if inputs.given is None and self.arch.gated and self.arch.gate_prior:
             inputs = inputs.shifted(prior(self.arch, inputs.scale))

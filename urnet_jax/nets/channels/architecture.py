@@ -8,7 +8,7 @@ import dataclasses
 import functools
 from typing import ClassVar
 
-from urnet_jax.nets.channel_cost import BlockCost, ChannelCost
+from urnet_jax.nets.channels.cost import BlockCost, ChannelCost
 from urnet_jax.nets.cost import Linear
 from urnet_jax.nets.residual import Residual, StageSpec
 
@@ -28,7 +28,7 @@ class ChannelGated(Residual):
         `opens_at`: before anything is learned S is then the share of FLOPs. 0: no prior.
     """
 
-    network: ClassVar[str] = "urnet_jax.nets.channel_resnet:ChannelResNet"
+    network: ClassVar[str] = "urnet_jax.nets.channels.resnet:ChannelResNet"
     task: ClassVar[str] = "urnet_jax.nets.tasks:Classification"
     stacked: ClassVar[tuple[str, ...]] = ("body",)
     head_name: ClassVar[str] = "fc"
@@ -62,6 +62,13 @@ class ChannelGated(Residual):
     def gate_noun(self) -> str:
         """What its gates switch, for people."""
         return "channels" if self.gate_group == 1 else f"groups of {self.gate_group} channels"
+
+    @property
+    def gathers_filters(self) -> bool:
+        """Whether gathering the filters of open channels pays on CPU: it does not where single
+        channels of small blocks are gathered.
+        """
+        return self.gate_group >= 8 or self.cost.full_macs >= 5e7 * self.num_blocks
 
     def groups(self, stage: StageSpec) -> int:
         """Gates of one layer of channels."""

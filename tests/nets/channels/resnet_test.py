@@ -14,8 +14,8 @@ from helpers.execution_networks import QUICK, each_execution
 from helpers.resnet_reference import BATCH, Reference, inputs, network
 from helpers.traced_macs import traced_macs
 from helpers.variables import apply
-from urnet_jax.nets.channel_resnet import ChannelResNet
-from urnet_jax.nets.channels import ChannelGated
+from urnet_jax.nets.channels.architecture import ChannelGated
+from urnet_jax.nets.channels.resnet import ChannelResNet
 from urnet_jax.nets.contract import GateInputs, Unit
 from urnet_jax.nets.cost import macs_per_sample
 from urnet_jax.nets.mode import Execution, Mode
