@@ -93,11 +93,11 @@ def parse(argv: list[str]) -> flags.FlagValues:
     define(flags.DEFINE_string, "data_dir", "")
     results.define_flags(values, "inference")
     timing.parse_flags(values, argv, __doc__ or "")
-    _check_choices("networks", values.networks, tuple(inference_cases.NETWORKS))
-    _check_choices("executions", values.executions, EXECUTIONS)
-    _check_choices("dtype", values.dtype, ("float32", "bfloat16"))
-    values.batch_sizes = _numbers("batch_sizes", values.batch_sizes, int, 1, 1 << 20)
-    values.usages = _numbers("usages", values.usages, float, 0, 1)
+    check_choices("networks", values.networks, tuple(inference_cases.NETWORKS))
+    check_choices("executions", values.executions, EXECUTIONS)
+    check_choices("dtype", values.dtype, ("float32", "bfloat16"))
+    values.batch_sizes = numbers("batch_sizes", values.batch_sizes, int, 1, 1 << 20)
+    values.usages = numbers("usages", values.usages, float, 0, 1)
     return values
 
 
@@ -231,7 +231,7 @@ def compile_rows(kind: Kind) -> list[dict[str, Any]]:
     return rows
 
 
-def _check_choices(name: str, given: Sequence[str], known: Sequence[str]) -> None:
+def check_choices(name: str, given: Sequence[str], known: Sequence[str]) -> None:
     if not given or not set(given) <= set(known):
         raise UserError(
             f"--{name} is {','.join(given)!r}; expected one or more of {', '.join(known)}, "
@@ -239,7 +239,7 @@ def _check_choices(name: str, given: Sequence[str], known: Sequence[str]) -> Non
         )
 
 
-def _numbers(name: str, given: Sequence[str], kind: type, low: float, high: float) -> list:
+def numbers(name: str, given: Sequence[str], kind: type, low: float, high: float) -> list:
     try:
         numbers = [kind(text) for text in given]
     except ValueError:

@@ -1,4 +1,4 @@
-"""What `inference.py` times in JAX: networks, the gates of their batches, ways to run them."""
+"""What `inference.py` and `channels.py` time in JAX: networks, their batches, ways to run them."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -12,20 +12,37 @@ from jaxtyping import Float
 
 from benchmarks import timing
 from urnet_jax.errors import UserError
+from urnet_jax.nets import network
 from urnet_jax.nets.architecture import Architecture
+from urnet_jax.nets.channels.architecture import ChannelGated
 from urnet_jax.nets.contract import GateInputs
 from urnet_jax.nets.cost import macs_per_sample
 from urnet_jax.nets.execution import choose
 from urnet_jax.nets.mode import Build, Execution, Mode
-from urnet_jax.nets.resnet import ResNet
 
 NETWORKS = {
     "resnet20": Architecture("cifar", 20, 10, 32, gated=False),
     "resnet110": Architecture("cifar", 110, 10, 32, gated=False),
+    "resnet18": Architecture("imagenet", 18, 1000, 224, width=64, shortcut="B", gated=False),
     "resnet50": Architecture("imagenet", 50, 1000, 224, width=64, shortcut="B", gated=False),
     "resnet101": Architecture("imagenet", 101, 1000, 224, width=64, shortcut="B", gated=False),
 }
 """The networks whose gates are drawn: plain ones, without gates of their own."""
+
+GROUPS = (1, 16, 64)
+"""Channels of a gate."""
+
+CHANNEL_NETWORKS = {
+    f"{name} channels/{group}": ChannelGated(
+        plain.family, plain.depth, plain.num_classes, plain.image_size, width=plain.width,
+        shortcut=plain.shortcut, gate_group=group, gate_scale=False,
+    )
+    for name, plain in NETWORKS.items()
+    for group in GROUPS
+    if plain.width % group == 0
+}  # fmt: skip
+"""Those whose gates switch groups of so many channels: `resnet50 channels/64`. Their gates are
+given, so that their own are costed, which is next to nothing, and not run."""
 
 ALL_ON = {"usage": 1.0, "blocks_share": 1.0, "flops_share": 1.0}
 
@@ -40,8 +57,8 @@ class Request:
 
     Attributes:
       gates: how they come about, and the names of the rows: `agreeing` across the batch,
-        `independent` per sample and block, `trained`.
-      usage: share of blocks that is asked for; S where the gates are trained.
+        `independent` per sample and gate, `trained`.
+      usage: share of open gates that is asked for; S where the gates are trained.
       used: the gates that the batch gets with dense.
       own: the network computes them from S, `usage`; else they are given to it.
     """
@@ -57,7 +74,7 @@ class Subject:
     """A network, its weights, a batch of normalised images, and what is asked of it."""
 
     name: str
-    arch: Architecture
+    arch: Any
     dtype: str
     graph: Any
     params: Any
@@ -81,13 +98,13 @@ class Case:
     run: Callable[[], Any]
 
 
-def drawn_requests(arch: Architecture, batch: int, usages: Sequence[float]) -> tuple[Request, ...]:
+def drawn_requests(arch: Any, batch: int, usages: Sequence[float]) -> tuple[Request, ...]:
     """For every usage, gates that agree across the batch and gates drawn independently.
 
-    With usage u, gates that agree run exactly round(u N) of the N blocks. At 0 and 1 both kinds are
+    With usage u, exactly round(u G) of the G gates that agree are open. At 0 and 1 both kinds are
     the same gates, timed once.
     """
-    requests, size = [], arch.num_blocks
+    requests, size = [], arch.num_gates
     for usage in usages:
         rng = np.random.default_rng((0, round(1000 * usage), batch))
         row = rng.permutation(size) < round(usage * size)
@@ -102,9 +119,9 @@ def drawn_requests(arch: Architecture, batch: int, usages: Sequence[float]) -> t
 
 
 def drawn_subject(name: str, batch: int, dtype: str, usages: Sequence[float]) -> Subject:
-    """A network of NETWORKS with random weights, images and gates."""
-    arch, rng = NETWORKS[name], np.random.default_rng(0)
-    abstract = nnx.eval_shape(lambda: ResNet(arch, Build(dtype), rngs=nnx.Rngs(0)))
+    """A network of NETWORKS or CHANNEL_NETWORKS with random weights, images and gates."""
+    arch, rng = (NETWORKS | CHANNEL_NETWORKS)[name], np.random.default_rng(0)
+    abstract = network.abstract(arch, Build(dtype))
     graph, params, batch_stats = nnx.split(abstract, nnx.Param, nnx.BatchStat)
 
     def fill(path: tuple, leaf: Any) -> jax.Array:
@@ -155,7 +172,6 @@ def trained_subject(
     from urnet_jax import config
     from urnet_jax.data import augment
     from urnet_jax.data.batches import eval_batches
-    from urnet_jax.nets import network
 
     meta, params, batch_stats, split = open_run(workdir, data_dir)
     meta.config.model.dtype = dtype
@@ -178,9 +194,9 @@ def forward(subject: Subject, execution: str) -> Callable[..., Any]:
     """f(params, batch_stats, images, scale, gates or None) -> logits, gates."""
 
     def run(params: Any, batch_stats: Any, images: Any, scale: Any, gates: Any) -> Any:
-        network = nnx.merge(subject.graph, nnx.State(params), nnx.State(batch_stats))
+        net = nnx.merge(subject.graph, nnx.State(params), nnx.State(batch_stats))
         mode = Mode(execution=execution)  # pyright: ignore[reportArgumentType]
-        output = network(images, GateInputs(scale, given=gates), mode)
+        output = net(images, GateInputs(scale, given=gates), mode)
         return output.prediction, output.gates
 
     return run
@@ -199,7 +215,7 @@ def jax_cases(subject: Subject, executions: Sequence[str], check: bool) -> list[
         scale = jnp.full(batch, request.usage, jnp.float32)
         return *start, images, scale, None if request.own else jnp.asarray(request.used)
 
-    every = np.ones((batch, subject.arch.num_blocks), np.float32)
+    every = np.ones((batch, subject.arch.num_gates), np.float32)
     all_on = arguments(Request(("all on",), 1.0, every, subject.requests[0].own))
     dense, compile_s = timing.compile_timed(forward(subject, "dense"), *all_on)
     row = {"framework": "jax", "execution": "dense", **ALL_ON, "compile_s": compile_s}
@@ -225,8 +241,8 @@ def _blocking(compiled: Callable, arguments: tuple) -> Callable[[], Any]:
     return lambda: jax.block_until_ready(compiled(*arguments))
 
 
-def shares(arch: Architecture, request: Request) -> dict[str, float]:
-    """The usage that is asked for, and the shares of blocks and FLOPs that it comes to."""
+def shares(arch: Any, request: Request) -> dict[str, float]:
+    """The usage that is asked for, and the shares of gates and FLOPs that it comes to."""
     macs = np.asarray(macs_per_sample(arch, request.used))
     return {
         "usage": request.usage,
@@ -276,7 +292,7 @@ def compare(dense: tuple, other: tuple, most: float, what: str) -> dict[str, flo
 def compile_seconds(name: str, batch: int, dtype: str, execution: str) -> float:
     """Seconds to trace and compile a network of NETWORKS that computes its gates itself."""
     arch = dataclasses.replace(NETWORKS[name], gated=True)
-    abstract = nnx.eval_shape(lambda: ResNet(arch, Build(dtype), rngs=nnx.Rngs(0)))
+    abstract = network.abstract(arch, Build(dtype))
     graph, params, batch_stats = nnx.split(abstract, nnx.Param, nnx.BatchStat)
     size = arch.image_size
     images = jax.ShapeDtypeStruct((batch, size, size, arch.image_channels), dtype)

@@ -16,6 +16,9 @@ from urnet_jax.evaluate.figures import to_png
 
 MARKERS = {"agreeing": "o", "independent": "^", "trained": "s"}
 
+PUBLISHED = {"dropping": "dropping blocks", "masking": "masking channels"}
+"""What published code does in PyTorch, by its execution."""
+
 Rows = Sequence[dict[str, Any]]
 
 
@@ -30,7 +33,8 @@ def print_table(rows: Rows) -> None:
     if forward:
         console.print(
             "over: by how many points the share of dense's time exceeds the share of FLOPs.\n"
-            "PyTorch drops blocks as published code does: those that the whole batch skips;\n"
+            "PyTorch drops blocks as published code does, those that the whole batch skips, and\n"
+            "computes and masks channels;\n"
             "compiled: by torch.compile, a share of PyTorch's eager dense time.\n",
             highlight=False,
         )
@@ -147,8 +151,9 @@ def plot(rows: Rows, title: str) -> Figure:
     handles += [
         Line2D([], [], color="0.25", marker=MARKERS[k], lw=0, label=f"{k} gates") for k in kinds
     ]
-    if any(row["framework"] == "torch" for row in rows):
-        handles.append(Line2D([], [], color="0.7", lw=1.2, label="PyTorch dropping blocks"))
+    for label in dict.fromkeys(PUBLISHED.get(row["execution"]) for row in rows):
+        if label:
+            handles.append(Line2D([], [], color="0.7", lw=1.2, label=f"PyTorch {label}"))
     handles.append(Line2D([], [], color="0.4", lw=1, ls="--", label="time follows FLOPs"))
     figure.legend(
         handles=handles,
@@ -168,8 +173,9 @@ def _draw_panel(axes: Axes, rows: Rows, colour: dict[int, Any]) -> None:
             first.setdefault(row["batch_size"], row["execution"])
     curves: dict[tuple, list[tuple[float, float]]] = {}
     for row in rows:
-        drawn = "dropping" if row["framework"] == "torch" else first.get(row["batch_size"])
-        if row["gates"] != "all on" and row["execution"] == drawn:
+        ours = row["execution"] == first.get(row["batch_size"])
+        drawn = ours if row["framework"] == "jax" else row["execution"] in PUBLISHED
+        if row["gates"] != "all on" and drawn:
             key = (row["framework"], row["batch_size"], row["gates"])
             point = 100 * row["flops_share"], 100 * row["time_share"]
             curves.setdefault(key, []).append(point)

@@ -1,5 +1,6 @@
 """What `inference.py` times in PyTorch."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,10 +9,11 @@ import jax
 from benchmarks import timing, torch_networks
 from benchmarks.inference_cases import ALL_ON, Case, Subject, shares
 from benchmarks.torch_networks import torch
+from urnet_jax.nets.channels.architecture import ChannelGated
 
 
 def cases(subject: Subject, compiled: bool) -> tuple[list[Case], dict[str, str]]:
-    """Dense, dense through torch.compile, and dropping blocks for every request.
+    """Dense, dense through torch.compile, and for every request dropping blocks or masking channels.
 
     Args:
       subject: of its network only the architecture counts; the weights are others.
@@ -47,12 +49,13 @@ def cases(subject: Subject, compiled: bool) -> tuple[list[Case], dict[str, str]]
         except Exception as error:  # Whatever is missing: a compiler, Triton, support of Python.
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
             left_out["torch.compile"] = reason
+    masks = isinstance(subject.arch, ChannelGated)
     for request in subject.requests:
         policy = torch.from_numpy(request.used).to(device, getattr(torch, subject.dtype))
         found.append(
             case(
-                "dropping",
-                lambda policy=policy: network.dropping(images, policy),
+                "masking" if masks else "dropping",
+                functools.partial(network.masking if masks else network.dropping, images, policy),
                 shares(subject.arch, request),
                 request.gates,
             )

@@ -2,14 +2,14 @@
 
 Blocks are dropped as published PyTorch implementations of dynamic networks do it: in a batch of one
 image a block that is off is not computed; in a larger batch a block is computed for every image and
-masked, unless it is off for all of them.
+masked, unless it is off for all of them. Channels that gates switch off are computed and masked,
+also as published code does it.
 """
 
 from typing import Any
 
 from urnet_jax.errors import UserError
-from urnet_jax.nets.architecture import Architecture
-from urnet_jax.nets.residual import StageSpec
+from urnet_jax.nets.residual import Residual, StageSpec
 
 try:
     import torch  # pyright: ignore[reportMissingImports]
@@ -29,9 +29,9 @@ def _conv(inputs: int, outputs: int, size: int, stride: int) -> nn.Conv2d:
 
 
 class Block(nn.Module):
-    """A residual block; see `urnet_jax.nets.resnet.Block`."""
+    """A residual block; see `urnet_jax.nets.blocks.Block`."""
 
-    def __init__(self, arch: Architecture, spec: StageSpec, *, entry: bool) -> None:
+    def __init__(self, arch: Residual, spec: StageSpec, *, entry: bool) -> None:
         super().__init__()
         inputs = spec.in_channels if entry else spec.out_channels
         self.stride = spec.stride if entry else 1
@@ -69,6 +69,16 @@ class Block(nn.Module):
         """F(X) of every image, weighed by the image's entry of `mask`."""
         return F.relu(self.shortcut_path(x) + mask.view(-1, 1, 1, 1) * self.residual(x))
 
+    def masked_inside(self, x: Any, gates: Any) -> Any:
+        """The block, whose channels after each ReLU are weighed by their groups' `gates`, [B, g]."""
+        y, layers = x, (len(self.residual) - 2) // 3
+        for i, layer in enumerate(self.residual):
+            y = layer(y)
+            if i % 3 == 2:
+                own = gates.chunk(layers, dim=1)[i // 3]
+                y = y * own.repeat_interleave(y.shape[1] // own.shape[1], dim=1)[:, :, None, None]
+        return F.relu(self.shortcut_path(x) + y)
+
     def skipped(self, x: Any) -> Any:
         """The block without F(X)."""
         return x if self.shortcut is None else F.relu(self.shortcut_path(x))
@@ -77,7 +87,7 @@ class Block(nn.Module):
 class ResNet(nn.Module):
     """A plain residual network, `arch` without its gates; images are NCHW."""
 
-    def __init__(self, arch: Architecture) -> None:
+    def __init__(self, arch: Residual) -> None:
         super().__init__()
         size, stride = (3, 1) if arch.family == "cifar" else (7, 2)
         stem = [_conv(arch.image_channels, arch.width, size, stride), nn.BatchNorm2d(arch.width)]
@@ -88,6 +98,7 @@ class ResNet(nn.Module):
         self.blocks: Any = nn.ModuleList(
             Block(arch, spec, entry=i == 0) for spec in arch.stages for i in range(spec.num_blocks)
         )
+        self.gates = [arch.gates_of_block(s) for s in arch.stages for _ in range(s.num_blocks)]
         self.fc = nn.Linear(arch.stages[-1].out_channels, arch.num_classes)
 
     def forward(self, images: Any) -> Any:
@@ -116,8 +127,21 @@ class ResNet(nn.Module):
                 x = block.masked(x, policy[:, i])
         return self.fc(x.mean((2, 3)))
 
+    def masking(self, images: Any, policy: Any) -> Any:
+        """Logits with channels masked.
 
-def build(arch: Architecture, device: str, dtype: str = "float32") -> ResNet:
+        Args:
+          images: the batch.
+          policy: 1 where an image uses a group of channels, else 0, [B, G] in network order.
+        """
+        x, start = self.stem(images), 0
+        for block, gates in zip(self.blocks, self.gates, strict=True):
+            x = block.masked_inside(x, policy[:, start : start + gates])
+            start += gates
+        return self.fc(x.mean((2, 3)))
+
+
+def build(arch: Residual, device: str, dtype: str = "float32") -> ResNet:
     """The network on `device` (`cpu`, `cuda`) in `dtype`, its weights channels last."""
     torch.manual_seed(0)
     network: Any = ResNet(arch).to(device=device, dtype=getattr(torch, dtype))

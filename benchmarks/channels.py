@@ -1,0 +1,114 @@
+"""Time of inference against FLOPs: does the clock follow the channels that gates switch off?
+
+    python benchmarks/channels.py [--networks=resnet50] [--groups=64] [--batch_sizes=1,8] ...
+
+--networks         of resnet20 (32 px), resnet18 and resnet50 (224 px); default: all three
+--groups           channels of a gate, of 1, 16 and 64 (ResNet-20: 1 and 16); default: all
+--batch_sizes      default: 1,8,32
+--usages           shares of gates that are open, from 0 to 1; default: 0.25,0.5,0.75,1
+--executions       of auto, dense, cond, compact, pieces and filters; default: auto
+--dtype            float32 (default) or bfloat16
+--repeats          timed rounds over all cases of a group; default: 5
+--check            compares every execution's logits with dense's before it is timed (default)
+--torch            also times PyTorch, dense and masking channels (default)
+--torch_compile    also times PyTorch's dense network through torch.compile (default: False)
+--trained_workdir  also times this run's checkpoint on real test images
+--data_dir         where that run's data lies
+--output           the folder for the results; default: runs/benchmarks/channels; what is to be
+                   kept in the repository: results/channels
+--fresh            measures again what is there already
+--time_limit_s     after these seconds no further group is started
+
+A group is a network with a batch size. Its cases are timed in turn, and its results are written
+when it is done: the same command goes on where it was stopped.
+"""
+
+import functools
+import itertools
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+# Run as a script, the repository's root is not where Python looks; it need not be installed.
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from absl import flags
+from etils import epath
+
+from benchmarks import inference, inference_cases, inference_report, results, timing
+from urnet_jax.errors import told_to_the_user
+from urnet_jax.nets.mode import EXECUTIONS
+
+NETWORKS = ("resnet20", "resnet18", "resnet50")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the command line."""
+    with told_to_the_user(inference.INTERRUPTED), timing.without_compilation_cache():
+        run(parse(list(argv)))
+
+
+def parse(argv: list[str]) -> flags.FlagValues:
+    """The command's flags.
+
+    Raises:
+      UserError: one of them is not usable.
+    """
+    values = flags.FlagValues()
+
+    def define(kind: Any, name: str, default: Any, **settings: Any) -> None:
+        kind(name, default, "", flag_values=values, **settings)
+
+    define(flags.DEFINE_list, "networks", list(NETWORKS))
+    define(flags.DEFINE_list, "groups", [str(group) for group in inference_cases.GROUPS])
+    define(flags.DEFINE_list, "batch_sizes", ["1", "8", "32"])
+    define(flags.DEFINE_list, "usages", ["0.25", "0.5", "0.75", "1"])
+    define(flags.DEFINE_list, "executions", ["auto"])
+    define(flags.DEFINE_string, "dtype", "float32")
+    define(flags.DEFINE_integer, "repeats", 5, lower_bound=1)
+    for name in ("check", "torch"):
+        define(flags.DEFINE_boolean, name, True)
+    define(flags.DEFINE_boolean, "torch_compile", False)
+    define(flags.DEFINE_string, "trained_workdir", "")
+    define(flags.DEFINE_string, "data_dir", "")
+    results.define_flags(values, "channels")
+    timing.parse_flags(values, argv, __doc__ or "")
+    inference.check_choices("networks", values.networks, NETWORKS)
+    inference.check_choices("groups", values.groups, tuple(map(str, inference_cases.GROUPS)))
+    inference.check_choices("executions", values.executions, EXECUTIONS)
+    inference.check_choices("dtype", [values.dtype], ("float32", "bfloat16"))
+    values.batch_sizes = inference.numbers("batch_sizes", values.batch_sizes, int, 1, 1 << 20)
+    values.usages = inference.numbers("usages", values.usages, float, 0, 1)
+    return values
+
+
+def run(values: flags.FlagValues) -> epath.Path:
+    """Times every group that the flags ask for and that has not been timed; returns the file."""
+    path, record = results.measure(_groups(values), values)
+    inference_report.print_table(record["rows"])
+    print(path, *inference_report.write_plot(record, path.with_suffix(".png")), sep="\n")
+    return path
+
+
+def _groups(values: flags.FlagValues) -> Iterator[results.Group]:
+    settings = {
+        name: values[name].value
+        for name in ("executions", "repeats", "check", "torch", "torch_compile")
+    }
+    known = inference_cases.CHANNEL_NETWORKS
+    names = (f"{name} channels/{g}" for name in values.networks for g in values.groups)
+    for name, batch in itertools.product(filter(known.__contains__, names), values.batch_sizes):
+        kind = inference.Kind(name, batch, values.dtype)
+        measure = functools.partial(inference.forward_rows, kind, values)
+        yield str(kind), settings | {"usages": values.usages}, measure
+    if values.trained_workdir:
+        inference_cases.open_run(values.trained_workdir, values.data_dir)
+        for batch in values.batch_sizes:
+            kind = inference.Kind("trained", batch, values.dtype)
+            measure = functools.partial(inference.forward_rows, kind, values)
+            yield str(kind), settings | {"workdir": values.trained_workdir}, measure
+
+
+if __name__ == "__main__":
+    main(sys.argv)
