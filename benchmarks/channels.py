@@ -92,13 +92,12 @@ def run(values: flags.FlagValues) -> epath.Path:
 
 
 def _groups(values: flags.FlagValues) -> Iterator[results.Group]:
-    settings = {
-        name: values[name].value
-        for name in ("executions", "repeats", "check", "torch", "torch_compile")
-    }
+    flag_names = ("executions", "repeats", "check", "torch", "torch_compile")
+    settings = {name: values[name].value for name in flag_names}
     known = inference_cases.CHANNEL_NETWORKS
-    names = (f"{name} channels/{g}" for name in values.networks for g in values.groups)
-    for name, batch in itertools.product(filter(known.__contains__, names), values.batch_sizes):
+    asked = (f"{name} channels/{group}" for name in values.networks for group in values.groups)
+    batch: Any
+    for name, batch in itertools.product(filter(known.__contains__, asked), values.batch_sizes):
         kind = inference.Kind(name, batch, values.dtype)
         measure = functools.partial(inference.forward_rows, kind, values)
         yield str(kind), settings | {"usages": values.usages}, measure

@@ -232,6 +232,7 @@ def compile_rows(kind: Kind) -> list[dict[str, Any]]:
 
 
 def check_choices(name: str, given: Sequence[str], known: Sequence[str]) -> None:
+    """Refuses a flag's values that are none, or not all known."""
     if not given or not set(given) <= set(known):
         raise UserError(
             f"--{name} is {','.join(given)!r}; expected one or more of {', '.join(known)}, "
@@ -240,6 +241,7 @@ def check_choices(name: str, given: Sequence[str], known: Sequence[str]) -> None
 
 
 def numbers(name: str, given: Sequence[str], kind: type, low: float, high: float) -> list:
+    """A flag's numbers; refuses what is none, or beyond the ends."""
     try:
         numbers = [kind(text) for text in given]
     except ValueError:

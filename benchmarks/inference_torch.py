@@ -13,7 +13,7 @@ from urnet_jax.nets.channels.architecture import ChannelGated
 
 
 def cases(subject: Subject, compiled: bool) -> tuple[list[Case], dict[str, str]]:
-    """Dense, dense through torch.compile, and for every request dropping blocks or masking channels.
+    """Dense, dense through torch.compile, and every request by dropping blocks or masking channels.
 
     Args:
       subject: of its network only the architecture counts; the weights are others.

@@ -70,7 +70,7 @@ class Block(nn.Module):
         return F.relu(self.shortcut_path(x) + mask.view(-1, 1, 1, 1) * self.residual(x))
 
     def masked_inside(self, x: Any, gates: Any) -> Any:
-        """The block, whose channels after each ReLU are weighed by their groups' `gates`, [B, g]."""
+        """The block, whose channels after each ReLU are weighed by their groups' gates [B, g]."""
         y, layers = x, (len(self.residual) - 2) // 3
         for i, layer in enumerate(self.residual):
             y = layer(y)
