@@ -5,10 +5,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
+from urnet_jax.nets import network
 from urnet_jax.nets.architecture import Architecture
-from urnet_jax.nets.resnet import ResNet
+from urnet_jax.nets.channels.architecture import ChannelGated
+from urnet_jax.nets.mode import Build
 from urnet_jax.runs import pretrained
 
 ARCHS = {
@@ -23,25 +24,24 @@ ARCHS = {
     "bottleneck": Architecture(
         "imagenet", 50, 5, image_size=32, width=16, shortcut="B", gate_reduction=16
     ),
+    "channels": ChannelGated("cifar", 14, 5, image_size=8, width=4, gate_group=2),
+    "bottleneck channels": ChannelGated(
+        "imagenet", 50, 5, image_size=32, width=4, shortcut="B", gate_scale=False
+    ),
 }
 
 
-def variables(arch: Architecture, seed: int = 0) -> tuple[Any, Any]:
+def variables(arch: Any, seed: int = 0) -> tuple[Any, Any]:
     """Params and batch_stats without a trivial number in them."""
     rng = np.random.default_rng(seed)
-    abstract = nnx.eval_shape(lambda: ResNet(arch, rngs=nnx.Rngs(0)))
-    _, *trees = nnx.split(abstract, nnx.Param, nnx.BatchStat)
     params, batch_stats = (
-        jax.tree.map(
-            lambda leaf: jnp.asarray(rng.uniform(0.5, 1.5, leaf.shape), leaf.dtype),
-            nnx.to_pure_dict(tree),
-        )
-        for tree in trees
+        jax.tree.map(lambda leaf: jnp.asarray(rng.uniform(0.5, 1.5, leaf.shape), leaf.dtype), tree)
+        for tree in network.abstract_variables(arch, Build())
     )
     return params, batch_stats
 
 
-def exported(arch: Architecture, seed: int = 0) -> dict[str, np.ndarray]:
+def exported(arch: Any, seed: int = 0) -> dict[str, np.ndarray]:
     return pretrained.export_state_dict(*variables(arch, seed), arch)
 
 

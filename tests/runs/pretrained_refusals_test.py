@@ -8,6 +8,7 @@ import pytest
 from helpers.pretrained_networks import ARCHS, exported, variables
 from urnet_jax.errors import UserError
 from urnet_jax.nets.architecture import Architecture
+from urnet_jax.nets.channels.architecture import ChannelGated
 from urnet_jax.runs import pretrained
 
 GATED = Architecture("cifar", 14, 10, image_size=8)
@@ -88,6 +89,18 @@ def test_gates_of_another_kind_are_named():
         pretrained.import_state_dict(exported(GATED), external, *variables(external))
     with pytest.raises(UserError, match="gate_network block, not external"):
         pretrained.import_state_dict(exported(external), GATED, *variables(GATED))
+
+
+def test_channel_gates_are_named():
+    channels = ChannelGated("cifar", 14, 10, image_size=8, gate_group=8)
+    with pytest.raises(UserError, match="holds a channel-gated ResNet-14 .*block, not channels"):
+        pretrained.check(exported(channels), GATED, "x.th")
+    with pytest.raises(UserError, match="gate_network channels, not block"):
+        pretrained.check(exported(GATED), channels, "x.th")
+    other = ChannelGated("cifar", 14, 10, image_size=8, gate_group=4, gate_scale=False)
+    with pytest.raises(UserError, match="gate_group 4, not 8, gate_scale False, not True"):
+        pretrained.check(exported(channels), other, "x.th")
+    pretrained.check(exported(PLAIN), channels, "x.th")
 
 
 def test_some_gates_are_an_error():

@@ -137,7 +137,7 @@ def test_a_new_head_is_the_networks_own(name):
         pretrained.check(backbone, own_arch, "x.th", new_head=True)
 
 
-@pytest.mark.parametrize("name", ["A", "external", "bottleneck"])
+@pytest.mark.parametrize("name", ["A", "external", "bottleneck", "channels", "bottleneck channels"])
 def test_a_gated_network_takes_plain_weights_and_keeps_its_gates(name):
     arch = ARCHS[name]
     params, batch_stats = variables(arch)

@@ -18,9 +18,9 @@ from urnet_jax import config as config_lib
 from urnet_jax.config import Config
 from urnet_jax.errors import UserError
 from urnet_jax.nets import network
-from urnet_jax.nets.architecture import Architecture
 from urnet_jax.nets.mode import Build
 from urnet_jax.nets.network import Tree
+from urnet_jax.nets.residual import Residual
 from urnet_jax.runs import calibration
 from urnet_jax.runs.load import load_network
 from urnet_jax.runs.resnet_names import ResNetNames
@@ -163,7 +163,7 @@ def _places(arch: Any) -> dict[str, Place]:
 
 
 def _names(arch: Any) -> TensorNames:
-    return ResNetNames(arch) if isinstance(arch, Architecture) else TensorNames(arch)
+    return ResNetNames(arch) if isinstance(arch, Residual) else TensorNames(arch)
 
 
 def initial_variables(config: Config) -> tuple[Tree, Tree]:

@@ -14,8 +14,7 @@ from typing import Any
 from etils import epath
 
 from urnet_jax.errors import UserError
-from urnet_jax.nets.architecture import Architecture
-from urnet_jax.nets.residual import IMAGENET_BLOCKS
+from urnet_jax.nets.residual import IMAGENET_BLOCKS, Residual
 from urnet_jax.runs import hugging_face_names
 from urnet_jax.runs.tensor_names import Names, Path, Shape, TensorNames, listed
 
@@ -25,11 +24,12 @@ _KEYS = {"entry": "0", "downsample_conv": "downsample.0", "downsample_bn": "down
 class ResNetNames(TensorNames):
     """Torchvision's names; those of gates are `layer1.0.gate.fc1.weight`.
 
-    External gates begin with `gate.`, as `gate.network.conv1.weight` and `gate.fc2.weight`. A
-    `cifar` network is written under the names of the usual CIFAR ResNets.
+    Those of channel gates have a BatchNorm beside, as `layer1.0.gate.bn.running_mean`. External
+    gates begin with `gate.`, as `gate.network.conv1.weight` and `gate.fc2.weight`. A `cifar`
+    network is written under the names of the usual CIFAR ResNets.
     """
 
-    def __init__(self, arch: Architecture) -> None:
+    def __init__(self, arch: Residual) -> None:
         super().__init__(arch)
         self.stacked = ("body",)
 
@@ -60,12 +60,12 @@ class ResNetNames(TensorNames):
 
     def check_kind(self, shapes: Mapping[str, Shape], source: epath.PathLike) -> str:
         held = _architecture(shapes, source)
-        asked = {name: getattr(self.arch, name) for name in held}
+        asked = {name: getattr(self.arch, name) for name in held if hasattr(self.arch, name)}
         if asked["shortcut"] == "pool":  # Without parameters, as A is.
             asked["shortcut"] = "A"
         if not held["gated"]:  # Its gates begin anew.
             asked["gated"] = False
-        differing = [f"{n} {asked[n]}, not {held[n]}" for n in held if asked[n] != held[n]]
+        differing = [f"{n} {asked[n]}, not {held[n]}" for n in asked if asked[n] != held[n]]
         of_classes = [f"num_classes {self.arch.num_classes}, not {held.get('num_classes')}"]
         if differing:
             raise UserError(
@@ -77,7 +77,7 @@ class ResNetNames(TensorNames):
 
 
 def _architecture(shapes: Mapping[str, Shape], source: epath.PathLike) -> dict[str, Any]:
-    """The fields of `Architecture` that names and shapes show.
+    """The fields of `Architecture` or `ChannelGated` that names and shapes show.
 
     Raises:
       UserError: this is no ResNet, or one of another kind.
@@ -108,12 +108,24 @@ def _architecture(shapes: Mapping[str, Shape], source: epath.PathLike) -> dict[s
     held["shortcut"] = "B" if any(".downsample." in name for name in shapes) else "A"
     held["gated"] = any("gate" in name.split(".") for name in shapes)
     if held["gated"]:
-        external = any(name.startswith("gate.") for name in shapes)
-        held["gate_network"] = "external" if external else "block"
-        held["gate_norm"] = any(".gate.norm." in name for name in shapes)
+        held |= _gates(shapes)
     if shapes.get("fc.weight"):
         held["num_classes"] = shapes["fc.weight"][0]
     return held
+
+
+def _gates(shapes: Mapping[str, Shape]) -> dict[str, Any]:
+    """What names and shapes show of gates."""
+    hidden, last = (shapes.get(f"layer1.0.gate.{name}.weight", ()) for name in ("bn", "fc2"))
+    if hidden and last:
+        layers = 2 if "layer1.0.conv3.weight" in shapes else 1
+        channels, seen = shapes["layer1.0.conv1.weight"][:2]
+        scale = shapes.get("layer1.0.gate.fc1.weight", (0, seen))[1] > seen
+        return {"gate_network": "channels", "gate_group": channels * layers // last[0],
+                "gate_hidden": hidden[0], "gate_scale": scale}  # fmt: skip
+    external = any(name.startswith("gate.") for name in shapes)
+    normed = any(".gate.norm." in name for name in shapes)
+    return {"gate_network": "external" if external else "block", "gate_norm": normed}
 
 
 _KINDS = (
@@ -142,5 +154,6 @@ def _blocks_per_stage(names: Iterable[str]) -> tuple[int, ...]:
 
 def _describe(held: Mapping[str, Any]) -> str:
     kind = "gated" if held["gated"] else "plain"
+    kind = "channel-gated" if held.get("gate_network") == "channels" else kind
     classes = f" for {held['num_classes']} classes" if "num_classes" in held else ""
     return f"{kind} ResNet-{held['depth']} ({held['family']}, width {held['width']}){classes}"

@@ -69,7 +69,8 @@ def test_what_is_exported_is_taken_back(resizable, tmp_path):
     workdir, config = resizable
     pretrained.export_workdir(workdir, tmp_path / "x.safetensors", "newest")
     tensors = pretrained.read_state_dict(tmp_path / "x.safetensors")
-    assert tensors["stage2.entry.gate.fc2.weight"].shape == (4, 16)
+    assert tensors["layer2.0.gate.fc2.weight"].shape == (4, 16)
+    assert tensors["layer2.0.gate.bn.running_mean"].shape == (16,)
     again = config.copy_and_resolve_references()
     again.init["from"] = str(tmp_path / "x.safetensors")
     _, *expected = load_network(workdir)

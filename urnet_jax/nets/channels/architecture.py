@@ -30,9 +30,8 @@ class ChannelGated(Residual):
 
     network: ClassVar[str] = "urnet_jax.nets.channels.resnet:ChannelResNet"
     task: ClassVar[str] = "urnet_jax.nets.tasks:Classification"
-    stacked: ClassVar[tuple[str, ...]] = ("body",)
-    head_name: ClassVar[str] = "fc"
     gated: ClassVar[bool] = True
+    gate_network: ClassVar[str] = "channels"
     external: ClassVar[None] = None
 
     gate_group: int = 1
