@@ -95,7 +95,7 @@ def test_what_it_says_of_itself_is_so(calibrated):
     workdir, found = calibrated
     run = inspection.load(workdir)
     assert run.calibration == found
-    fitted, unseen = calibration._halves(run, 200)
+    fitted, unseen = calibration.halves(run, 200)
     assert fitted.numbers is not None and unseen.numbers is not None
     assert not np.intersect1d(fitted.numbers, unseen.numbers).size
     middle = (0.35, 0.65, 0.9)

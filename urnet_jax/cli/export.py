@@ -20,6 +20,10 @@ def main() -> None:
     --names    torchvision (default; those of CIFAR ResNets where it is one), or huggingface: of its
                ResNetForImageClassification
     --step     newest (default), best (by the mean top-1 of its evaluation) or a step's number
+    --prune_at an S: of a network whose gates switch channels, the plain one that has only the
+               channels which training images use at that S
+    --images   how many of them are asked, with --prune_at (default: 2000)
+    --data_dir where the data lies now, with --prune_at (default: the run's data.dir)
 
     Gates are written too, as layer1.0.gate.fc1.weight and so on. --config.init.from=FILE takes the
     file back.
@@ -35,15 +39,28 @@ def _parse_export(argv: list[str]) -> None:
     flags.DEFINE_string("output", "", "The file.")
     flags.DEFINE_string("step", "newest", "Which checkpoint.")
     flags.DEFINE_enum("names", "torchvision", ["torchvision", "huggingface"], "Whose names.")
+    flags.DEFINE_float("prune_at", None, "An S.")
+    flags.DEFINE_integer("images", 2000, "Training images.", lower_bound=1)
+    flags.DEFINE_string("data_dir", "", "Where the data lies now.")
     parse(argv)
     check_workdir()
     which_step()
     if not FLAGS.output:
         raise UserError("--output is missing; name a file, as --output=mine.safetensors.")
+    if FLAGS.prune_at is not None and FLAGS.names != "torchvision":
+        raise UserError("--names is 'huggingface', which --prune_at does not write: leave it out.")
 
 
 @_told_to_the_user
 def _export(_: None) -> None:
+    if FLAGS.prune_at is not None:
+        from urnet_jax.evaluate.pruning import prune_workdir
+
+        prune_workdir(
+            FLAGS.workdir, FLAGS.output, FLAGS.prune_at, which=which_step(), images=FLAGS.images,
+            data_dir=FLAGS.data_dir,
+        )  # fmt: skip
+        return
     from urnet_jax.runs import pretrained
 
     pretrained.export_workdir(FLAGS.workdir, FLAGS.output, which_step(), FLAGS.names)

@@ -85,7 +85,7 @@ def calibrate_workdir(
         )
     least = _least(run)
     grid = grid or check_scales([s for s in GRID if s >= least] + [*run.config.eval.scales])
-    fitted, unseen = _halves(run, images)
+    fitted, unseen = halves(run, images)
     found = fit(run, grid, fitted, unseen, progress=progress)
     path = calibration.write(workdir, run.meta.step, found)
     _show(run, found)
@@ -192,7 +192,7 @@ def _least(run: Run) -> float:
     return float(cost.macs(np.zeros((1, run.arch.num_gates)))[0]) / cost.full_macs
 
 
-def _halves(run: Run, images: int) -> tuple[Split, Split]:
+def halves(run: Run, images: int) -> tuple[Split, Split]:
     """Training images to fit on, and as many others, both by chance that hangs on the seed."""
     split = run.split("train")
     if split.num_examples < 2:

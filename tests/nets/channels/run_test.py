@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from urnet_jax import config as config_lib
 from urnet_jax.errors import UserError
-from urnet_jax.evaluate import calibration, inspection, job
+from urnet_jax.evaluate import calibration, inspection, job, pruning
 from urnet_jax.nets import network
 from urnet_jax.runs import pretrained, writers
 from urnet_jax.runs.load import load_network
@@ -77,6 +77,22 @@ def test_what_is_exported_is_taken_back(resizable, tmp_path):
     jax.tree.map(
         np.testing.assert_array_equal, pretrained.initial_variables(again), tuple(expected)
     )
+
+
+def test_channels_that_no_image_uses_are_cut(resizable, finished, tmp_path, capsys):
+    """What is left is a plain network: with all of its channels, at S = 1, the one that it was."""
+    workdir, _ = resizable
+    file = tmp_path / "small.safetensors"
+    assert pruning.prune_workdir(workdir, file, 0.4, images=100) < 1
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "of 14 groups of 8 channels are used by 100 training images at S = 0.4" in printed
+    small = pretrained.read_state_dict(file)
+    assert small["layer1.0.conv1.weight"].shape[0] == small["layer1.0.conv2.weight"].shape[1]
+    assert sum(t.shape[0] for name, t in small.items() if name.endswith("conv1.weight")) < 16 + 112
+    assert pruning.prune_workdir(workdir, file, 1.0, images=100) == 1
+    for bad, sentence in ((0.4, "whose gates do not switch channels"), (1.5, "from 0 to 1")):
+        with pytest.raises(UserError, match=sentence):
+            pruning.prune_workdir(finished if bad == 0.4 else workdir, file, bad)
 
 
 def test_its_gates_are_found_by_type(resizable):
