@@ -40,9 +40,13 @@ def test_shipped_configs_are_the_promised_ones():
         "cifar10_resnet110",
         "cifar10_resnet20",
         "cifar10_resnet20_bas",
+        "cifar10_resnet32_bas",
         "digits",
         "finetune",
         "imagenet_resnet101",
+        "imagenet_resnet18_bas",
+        "imagenet_resnet34_bas",
+        "imagenet_resnet50_bas",
         "table1",
         "table2",
     ]

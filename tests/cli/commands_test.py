@@ -45,8 +45,9 @@ TRAIN = [
                                      "1."),
     (["--config=digit"], "config 'digit' is neither a file nor one of the shipped configs "
                          "cifar100_resnet110, cifar10_resnet110, cifar10_resnet20, "
-                         "cifar10_resnet20_bas, digits, "
-                         "finetune, imagenet_resnet101, table1, table2."),
+                         "cifar10_resnet20_bas, cifar10_resnet32_bas, digits, finetune, "
+                         "imagenet_resnet101, imagenet_resnet18_bas, imagenet_resnet34_bas, "
+                         "imagenet_resnet50_bas, table1, table2."),
     (["--config.model.gated", "False"], "unexpected argument 'False'; write every option as "
                                         "--name=value."),
     (["--confg=digits"], "Unknown command line flag 'confg'. Did you mean: config ?"),

@@ -144,10 +144,24 @@ def test_what_contradicts_itself_is_one_sentence(tiny, model, fields, sentence):
         config_lib.validate(channel_config(tiny, model, **fields))
 
 
-@pytest.mark.parametrize("row", ["paper", "short", "resizable"])
-def test_the_shipped_rows_are_whole(row):
-    config = config_lib.load(f"cifar10_resnet20_bas:{row}")
-    config_lib.validate(config)
-    assert config_lib.heeds_scale(config) == (row == "resizable")
-    with pytest.raises(UserError, match="has no row 'long'; its rows are paper, short, resizable"):
-        config_lib.load("cifar10_resnet20_bas:long")
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("cifar10_resnet20_bas", ("paper", "short", "resizable")),
+        ("cifar10_resnet32_bas", ("paper", "short", "resizable")),
+        ("imagenet_resnet18_bas", ("paper", "resizable")),
+        ("imagenet_resnet34_bas", ("paper", "resizable")),
+        ("imagenet_resnet50_bas", ("paper", "resizable")),
+    ],
+)
+def test_the_shipped_rows_are_whole(name, rows):
+    for row in rows:
+        config = config_lib.load(f"{name}:{row}")
+        config_lib.validate(config)
+        assert config_lib.heeds_scale(config) == (row == "resizable")
+        arch = config_lib.architecture(config)
+        assert f"resnet{arch.depth}_bas" in name and arch.family in ("cifar", name.split("_")[0])
+    with pytest.raises(
+        UserError, match=f"^{name} has no row 'long'; its rows are {', '.join(rows)}"
+    ):
+        config_lib.load(f"{name}:long")
