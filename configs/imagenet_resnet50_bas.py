@@ -75,6 +75,9 @@ ROWS = {
         "model.gate_scale": True,
         "model.gate_prior": 20.0,
         "model.gate_bias": 0.0,
+        "joint.gate_optimizer": "adam",
+        "joint.gate_learning_rate_factor": 0.04,
+        "joint.clip_norm": 1.0,
     },
 }
 
