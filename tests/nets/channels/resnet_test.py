@@ -161,6 +161,19 @@ def test_the_cost_of_a_basic_block_and_of_a_bottleneck_by_hand():
     assert share == pytest.approx(wide.cost.always_macs + 64 * (64 * 16 + 9 * 16 * 64 + 64 * 256))
 
 
+def test_networks_of_billions_are_counted_in_jax_too():
+    """JAX has no integers beyond int32."""
+    arch = ChannelGated("imagenet", 50, 1000, image_size=224, width=64, shortcut="B", gate_group=64)
+    gates = (np.random.default_rng(0).random((3, arch.num_gates)) < 0.5).astype(np.float32)
+    exact = macs_per_sample(arch, gates)
+    assert exact.dtype == np.int64 and arch.cost.full_macs > 4e9
+    np.testing.assert_allclose(jax.jit(arch.cost.macs)(gates), exact, rtol=1e-6)
+    shares = jax.jit(arch.cost.share)(gates)
+    np.testing.assert_allclose(shares, exact / arch.cost.full_macs, rtol=1e-6)
+    # The published multiply-adds of ResNet-50 are 4.09 G, of which gates are less than 1 %.
+    assert arch.cost.full_macs == pytest.approx(4.09e9, rel=0.01)
+
+
 @each_execution
 @pytest.mark.parametrize("name", ["basic", "bottleneck"])
 def test_every_execution_equals_dense(name, how: Execution):

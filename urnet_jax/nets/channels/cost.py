@@ -68,7 +68,7 @@ class ChannelCost:
 
     def share(self, gates: Any) -> Any:
         """Those as a share of `full_macs`, differentiable."""
-        return self._sum(gates) / self.full_macs
+        return self._sum(gates) / float(self.full_macs)  # Beyond int32 too.
 
     def _sum(self, gates: Any) -> Any:
         total, start = self.always_macs, 0
