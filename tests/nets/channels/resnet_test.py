@@ -170,8 +170,29 @@ def test_networks_of_billions_are_counted_in_jax_too():
     np.testing.assert_allclose(jax.jit(arch.cost.macs)(gates), exact, rtol=1e-6)
     shares = jax.jit(arch.cost.share)(gates)
     np.testing.assert_allclose(shares, exact / arch.cost.full_macs, rtol=1e-6)
-    # The published multiply-adds of ResNet-50 are 4.09 G, of which gates are less than 1 %.
-    assert arch.cost.full_macs == pytest.approx(4.09e9, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("depth", "published", "by_density"),
+    [
+        (18, 1.81e9, None),
+        (34, 3.66e9, lambda d1, d2: 0.138 + 3.526 * d1),
+        (50, 4.09e9, lambda d1, d2: 0.48 + 0.94 * d1 + 1.85 * d1 * d2 + 0.82 * d2),
+    ],
+)
+def test_published_networks_cost_what_is_published(depth, published, by_density):
+    """Multiply-adds with all channels, and where each gate is open with the same probability."""
+    arch = ChannelGated("imagenet", depth, 1000, image_size=224, width=64, shortcut="B")
+    assert arch.cost.full_macs - arch.cost.gate_macs == pytest.approx(published, rel=0.01)
+    assert arch.cost.gate_macs < 0.01 * arch.cost.full_macs
+    for d1, d2 in ((0.2, 0.2), (0.5, 0.5), (0.5, 0.8), (1.0, 0.3)) if by_density else ():
+        parts = []
+        for stage in arch.stages:
+            layers = [d1] if stage.block == "basic" else [d1, d2]
+            parts += stage.num_blocks * [np.repeat(layers, arch.groups(stage))]
+        share = arch.cost.share(np.concatenate(parts)[None].astype(np.float32))[0]
+        found = share * arch.cost.full_macs - arch.cost.gate_macs
+        assert found == pytest.approx(1e9 * by_density(d1, d2), rel=0.01)
 
 
 @each_execution
