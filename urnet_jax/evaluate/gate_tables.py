@@ -1,5 +1,7 @@
 """Which sample used which block at which S, as pandas tables; `inspection` gives them all."""
 
+from typing import Literal
+
 import numpy as np
 import pandas as pd
 
@@ -62,22 +64,25 @@ def distinct_paths(gates: pd.DataFrame) -> pd.Series:
     return pd.Series(found, name="paths").rename_axis("scale")
 
 
-def easy_and_hard(gates: pd.DataFrame, scale: float, count: int = 8) -> pd.DataFrame:
+def easy_and_hard(
+    gates: pd.DataFrame, scale: float, count: int = 8, by: Literal["blocks", "flops"] = "blocks"
+) -> pd.DataFrame:
     """The samples that use the fewest and the most blocks at one S (the paper's figure 6).
 
     Args:
       gates: of `gate_table`.
       scale: one of its S.
       count: of each kind, at most half of all; of equals those that come first in the split.
+      by: `flops` for those that cost least and most.
 
     Returns:
       `samples`' rows, with a column `kind`: easy or hard; the easiest and the hardest first.
     """
     table = at_scale(samples(gates), scale)
     count = min(count, len(table) // 2)
-    by_blocks = table.sort_values(["blocks", "sample"])
-    hard = by_blocks.sort_values(["blocks", "sample"], ascending=[False, True]).head(count)
-    easy = by_blocks[~by_blocks["sample"].isin(hard["sample"])].head(count)
+    ordered = table.sort_values([by, "sample"])
+    hard = ordered.sort_values([by, "sample"], ascending=[False, True]).head(count)
+    easy = ordered[~ordered["sample"].isin(hard["sample"])].head(count)
     return pd.concat([easy.assign(kind="easy"), hard.assign(kind="hard")], ignore_index=True)
 
 

@@ -16,6 +16,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from urnet_jax.evaluate import plots
+from urnet_jax.evaluate.conditional import gate_kinds, plot_gate_kinds, plot_probabilities
 from urnet_jax.evaluate.evaluation import Evaluation, summarize
 from urnet_jax.evaluate.gate_tables import (
     at_scale,
@@ -30,9 +31,10 @@ from urnet_jax.evaluate.gate_tables import (
 from urnet_jax.evaluate.run import SWEEP, Run, load
 
 __all__ = [
-    "SWEEP", "Run", "distinct_paths", "easy_and_hard", "gate_table", "load", "plot_blocks",
-    "plot_logits", "plot_sweep", "plot_top1", "plot_usage", "plot_usage_by_class",
-    "right_and_wrong", "samples", "usage", "usage_by_class",
+    "SWEEP", "Run", "distinct_paths", "easy_and_hard", "gate_kinds", "gate_table", "load",
+    "plot_blocks", "plot_gate_kinds", "plot_logits", "plot_probabilities", "plot_sweep",
+    "plot_top1", "plot_usage", "plot_usage_by_class", "right_and_wrong", "samples", "usage",
+    "usage_by_class",
 ]  # fmt: skip
 
 _MOST_PLOTTED_BLOCKS = 12

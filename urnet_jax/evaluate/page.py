@@ -8,7 +8,7 @@ import pandas as pd
 
 from urnet_jax.config import heeds_scale, skips
 from urnet_jax.data.splits import Split
-from urnet_jax.evaluate import page_images, plots
+from urnet_jax.evaluate import page_gates, page_images, plots
 from urnet_jax.evaluate.evaluation import Evaluation, summarize
 from urnet_jax.evaluate.page_pieces import (
     Beside,
@@ -37,7 +37,8 @@ def make(
     Args:
       run: what was evaluated.
       split: on which.
-      evaluation: of every example of `split`; its `gate_logits` are not needed.
+      evaluation: of every example of `split`; without `gate_logits` how probable gates are to open
+        is not shown.
       record: what eval.json records of it, see `files.describe`.
       beside: plain networks that are shown beside it, of `static.read`.
     """
@@ -46,8 +47,11 @@ def make(
     title = f"{kind} {arch.name} on {record['dataset']}"
     if not heeds_scale(run.config, run.meta.phase):
         sentence = f"{_one_cost(run, evaluation)} So there is one row to show."
-        section = Section("Accuracy and cost", _table(evaluation))
-        return render(title, [Paragraph(sentence), _facts(record)], [section])
+        sections = [Section("Accuracy and cost", _table(evaluation))]
+        if skips(run.config, run.meta.phase):
+            seen = page_images.Seen(run, split, evaluation)
+            sections += [seen.paths(), page_gates.section(run.config, evaluation)]
+        return render(title, [Paragraph(sentence), _facts(record)], sections)
     about = Paragraph(
         "The compute of this residual network is turned up and down while it is in use. "
         f"{_decides(run, evaluation.num_gates)} where it does not, the block's shortcut alone "
@@ -63,7 +67,8 @@ def make(
     sections = [_results(evaluation, record.get("plain_top1_percent"), beside)]
     if run.config.gate.random_drop == "never":
         seen = page_images.Seen(run, split, evaluation)
-        sections += [seen.paths(), seen.lost(), seen.sweep()]
+        gates = page_gates.section(run.config, evaluation)
+        sections += [seen.paths(), gates, seen.lost(), seen.sweep()]
     else:
         sentence = (
             "No single images are shown: chance decides which blocks an image is left with, and "

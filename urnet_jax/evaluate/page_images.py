@@ -44,7 +44,9 @@ class Seen:
         self._extremes: Any = None  # where at each S all images use equally many blocks
         if spread.max() > 0:
             table = self._gates(self._widest)
-            self._extremes = inspection.easy_and_hard(table, self._widest)
+            # Blocks cost about the same; groups of channels of other stages do not.
+            by = "flops" if hasattr(evaluation.arch, "gate_noun") else "blocks"
+            self._extremes = inspection.easy_and_hard(table, self._widest, by=by)
 
     def paths(self) -> Section:
         """How many paths there are, usage by class, and the images at both ends."""
