@@ -188,10 +188,11 @@ def print_compiled(rows: Sequence[Row]) -> None:
         exchanged = (row["collectives"] or {}).values()
         count, size = (sum(one[k] for one in exchanged) for k in (0, 1))
         macs = row["macs"] or float("nan")
+        of_analytic = macs / (row["analytic_macs"] or float("nan"))
         table.add_row(
             f"{row['topology']} {row['name']}", row["dtype"], f"{images}{parts}",
             f"{row['memory'] / 2**30:.2f} ({100 * share:.0f})", f"{2e-9 * macs:.0f}",
-            f"{100 * macs / (row['analytic_macs'] or float('nan')):.1f}", f"{count}: {size / 2**20:.0f}",
+            f"{100 * of_analytic:.1f}", f"{count}: {size / 2**20:.0f}",
             f"{row['compile_s']:.0f}",
         )  # fmt: skip
     Console().print(table)
