@@ -1,6 +1,7 @@
 """Which gates look at the image: counts that are known, and plots of them."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,10 +44,11 @@ def test_probabilities_are_drawn_beside_their_prior(run):
     figure = inspection.plot_probabilities(evaluation, 0.5, (0.6, 0.4))
     assert len(figure.axes) == 3
     for axes in figure.axes:
-        heights, edges, _ = axes.patches[0].get_data()
+        stairs: Any = axes.patches[0]
+        heights, edges, _ = stairs.get_data()
         assert np.sum(heights * np.diff(edges)) == pytest.approx(1)
         (prior,) = axes.lines
-        xs, ys = prior.get_data()
+        xs, ys = map(np.asarray, prior.get_data())
         # The density of Beta(0.6, 0.4) is larger at 1 than at 0, and both than in the middle.
         assert ys[-1] > ys[0] > ys[len(xs) // 2] > 0
     bare = dataclasses.replace(evaluation, gate_logits=None)

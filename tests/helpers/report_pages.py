@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from urnet_jax.evaluate import files, page
+from urnet_jax.evaluate import files
 from urnet_jax.evaluate.evaluation import Evaluation
+from urnet_jax.evaluate.page import report
 from urnet_jax.evaluate.run import Run
 from urnet_jax.nets.cost import flops_per_sample
 
@@ -82,7 +83,7 @@ def made_up(run: Run, gates: Any, scales=(0.6, 0.8), num_classes=10) -> tuple[An
 def page_of(run: Run, split: Any, made: Evaluation) -> str:
     meta = run.meta
     about = {"dataset": split.dataset, "split": "test", "phase": meta.phase, "step": meta.step}
-    return page.make(run, split, made, files.describe(made, about | {"execution": "auto"}))
+    return report.make(run, split, made, files.describe(made, about | {"execution": "auto"}))
 
 
 def drawn(n: int, scales: int = 2) -> np.ndarray:

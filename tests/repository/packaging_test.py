@@ -15,13 +15,13 @@ import importlib.metadata
 
 import urnet_jax
 import urnet_jax.configs.digits
-from urnet_jax.evaluate import page_pieces
+from urnet_jax.evaluate.page import pieces
 
 distribution = importlib.metadata.distribution("urnet-jax")
 scripts = distribution.entry_points.select(group="console_scripts")
 assert distribution.version == urnet_jax.__version__
 assert all(callable(script.load()) for script in scripts)
-assert "<h1>A title</h1>" in page_pieces.render("A title", [])
+assert "<h1>A title</h1>" in pieces.render("A title", [])
 print(urnet_jax.__file__)
 print(urnet_jax.configs.digits.__file__)
 print(urnet_jax.configs.digits.get_config().data.name)

@@ -11,10 +11,11 @@ from etils import epath
 from urnet_jax import config as config_lib
 from urnet_jax.data.splits import Split
 from urnet_jax.errors import UserError, make_folder
-from urnet_jax.evaluate import files, page
+from urnet_jax.evaluate import files
 from urnet_jax.evaluate import static as static_line
 from urnet_jax.evaluate.evaluation import Evaluation, check_scales, evaluate, summarize
 from urnet_jax.evaluate.image_part import gains_for_people, gains_of_looking
+from urnet_jax.evaluate.page import report as page_report
 from urnet_jax.evaluate.run import Run
 from urnet_jax.evaluate.step import make_eval_step
 from urnet_jax.evaluate.table import print_table, strays
@@ -46,7 +47,7 @@ def evaluate_workdir(
       execution: how gated blocks are run, see `nets.mode.Execution`.
       data_dir: where the dataset lies now; by default where the config says.
       output: folder of the files; by default the workdir.
-      report: also writes `page.make`'s report.html, which shows the evaluation.
+      report: also writes `page.report.make`'s report.html, which shows the evaluation.
       calibrated: uses the checkpoint's calibration, if it has one.
       static: folders of evaluations of plain networks, see `static.read`, which are drawn beside
         this one and compared with it at their costs.
@@ -72,7 +73,7 @@ def evaluate_workdir(
     about |= {} if gains is None else {"image_part": gains.to_dict("records")}
     make = None
     if report:
-        make = functools.partial(page.make, run, opened, evaluation, beside=beside)
+        make = functools.partial(page_report.make, run, opened, evaluation, beside=beside)
     else:
         _remove_older_page(directory)
     paths = files.write(evaluation, directory, about, make, beside)

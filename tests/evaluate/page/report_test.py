@@ -16,9 +16,10 @@ import pytest
 from PIL import Image
 
 from helpers.report_pages import Page, drawn, made_up, page_of
-from urnet_jax.evaluate import evaluation, inspection, job, page_pieces, plots
+from urnet_jax.evaluate import evaluation, inspection, job, plots
 from urnet_jax.evaluate import run as run_lib
 from urnet_jax.evaluate.evaluation import Evaluation
+from urnet_jax.evaluate.page import pieces
 
 FILES = ["eval.csv", "eval.json", "eval_samples.npz", "top1_vs_flops.png", "block_usage.png"]
 
@@ -156,12 +157,12 @@ def test_it_is_evaluated_once_and_one_image_swept(finished, tmp_path, monkeypatc
 
 
 def test_wide_maps_scroll_by_themselves():
-    assert page_pieces.width_of(9) < 4 < page_pieces.width_of(54)
+    assert pieces.width_of(9) < 4 < pieces.width_of(54)
     table = pd.DataFrame(np.eye(54))
     pages = []
     for columns, caption in ((54, "Read <this>"), (9, "Read")):
-        figure = plots.plot_map(table, "x", "y", "%", page_pieces.width_of(columns))
-        pages.append(page_pieces.render("A", [page_pieces.Plot(figure, caption, "Seen")]))
+        figure = plots.plot_map(table, "x", "y", "%", pieces.width_of(columns))
+        pages.append(pieces.render("A", [pieces.Plot(figure, caption, "Seen")]))
     wide, narrow = pages
     assert 'class="plot scroll" role="region" tabindex="0" aria-label="Read &lt;this&gt;"' in wide
     assert 'style="width: 979px"' in wide

@@ -5,7 +5,7 @@ from typing import Any
 from urnet_jax.config import Config
 from urnet_jax.evaluate import conditional
 from urnet_jax.evaluate.evaluation import Evaluation
-from urnet_jax.evaluate.page_pieces import Beside, Paragraph, Piece, Plot, Section, Table
+from urnet_jax.evaluate.page.pieces import Beside, Paragraph, Piece, Plot, Section, Table
 
 _WIDTH = 6.4
 

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from helpers.report_pages import Page
-from urnet_jax.evaluate.page_pieces import (
+from urnet_jax.evaluate.page.pieces import (
     Beside,
     Facts,
     Images,

@@ -164,7 +164,7 @@ def render(
 @functools.cache
 def _environment() -> jinja2.Environment:
     return jinja2.Environment(
-        loader=jinja2.PackageLoader("urnet_jax.evaluate"),
+        loader=jinja2.PackageLoader("urnet_jax.evaluate.page"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -10,7 +10,7 @@ from urnet_jax.data.splits import Split, examples, places
 from urnet_jax.evaluate import inspection, plots
 from urnet_jax.evaluate.evaluation import Evaluation, summarize
 from urnet_jax.evaluate.figures import thumbnail
-from urnet_jax.evaluate.page_pieces import (
+from urnet_jax.evaluate.page.pieces import (
     Beside,
     Images,
     Paragraph,

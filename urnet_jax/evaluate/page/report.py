@@ -8,9 +8,10 @@ import pandas as pd
 
 from urnet_jax.config import heeds_scale, skips
 from urnet_jax.data.splits import Split
-from urnet_jax.evaluate import page_gates, page_images, plots
+from urnet_jax.evaluate import plots
 from urnet_jax.evaluate.evaluation import Evaluation, summarize
-from urnet_jax.evaluate.page_pieces import (
+from urnet_jax.evaluate.page import gates, images
+from urnet_jax.evaluate.page.pieces import (
     Beside,
     Facts,
     Paragraph,
@@ -49,8 +50,8 @@ def make(
         sentence = f"{_one_cost(run, evaluation)} So there is one row to show."
         sections = [Section("Accuracy and cost", _table(evaluation))]
         if skips(run.config, run.meta.phase):
-            seen = page_images.Seen(run, split, evaluation)
-            sections += [seen.paths(), page_gates.section(run.config, evaluation)]
+            seen = images.Seen(run, split, evaluation)
+            sections += [seen.paths(), gates.section(run.config, evaluation)]
         return render(title, [Paragraph(sentence), _facts(record)], sections)
     about = Paragraph(
         "The compute of this residual network is turned up and down while it is in use. "
@@ -66,9 +67,9 @@ def make(
     ]
     sections = [_results(evaluation, record.get("plain_top1_percent"), beside)]
     if run.config.gate.random_drop == "never":
-        seen = page_images.Seen(run, split, evaluation)
-        gates = page_gates.section(run.config, evaluation)
-        sections += [seen.paths(), gates, seen.lost(), seen.sweep()]
+        seen = images.Seen(run, split, evaluation)
+        kinds = gates.section(run.config, evaluation)
+        sections += [seen.paths(), kinds, seen.lost(), seen.sweep()]
     else:
         sentence = (
             "No single images are shown: chance decides which blocks an image is left with, and "
