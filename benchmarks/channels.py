@@ -33,11 +33,12 @@ from typing import Any
 # Run as a script, the repository's root is not where Python looks; it need not be installed.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
+import jax
 from absl import flags
 from etils import epath
 
 from benchmarks import inference, inference_cases, inference_report, results, timing
-from urnet_jax.errors import told_to_the_user
+from urnet_jax.errors import UserError, told_to_the_user
 from urnet_jax.nets.mode import EXECUTIONS
 
 NETWORKS = ("resnet20", "resnet18", "resnet50")
@@ -78,6 +79,8 @@ def parse(argv: list[str]) -> flags.FlagValues:
     inference.check_choices("groups", values.groups, tuple(map(str, inference_cases.GROUPS)))
     inference.check_choices("executions", values.executions, EXECUTIONS)
     inference.check_choices("dtype", [values.dtype], ("float32", "bfloat16"))
+    if values.networks == ["resnet20"] and values.groups == ["64"]:
+        raise UserError("--groups is '64', wider than --networks=resnet20: choose 1 or 16.")
     values.batch_sizes = inference.numbers("batch_sizes", values.batch_sizes, int, 1, 1 << 20)
     values.usages = inference.numbers("usages", values.usages, float, 0, 1)
     return values
@@ -85,6 +88,12 @@ def parse(argv: list[str]) -> flags.FlagValues:
 
 def run(values: flags.FlagValues) -> epath.Path:
     """Times every group that the flags ask for and that has not been timed; returns the file."""
+    if values.torch:
+        from benchmarks import torch_networks
+
+        torch_networks.device_name(jax.devices()[0].platform)
+    if values.trained_workdir:
+        inference_cases.open_run(values.trained_workdir, values.data_dir)
     path, record = results.measure(_groups(values), values)
     inference_report.print_table(record["rows"])
     print(path, *inference_report.write_plot(record, path.with_suffix(".png")), sep="\n")
@@ -96,16 +105,15 @@ def _groups(values: flags.FlagValues) -> Iterator[results.Group]:
     settings = {name: values[name].value for name in flag_names}
     known = inference_cases.CHANNEL_NETWORKS
     asked = (f"{name} channels/{group}" for name in values.networks for group in values.groups)
-    batch: Any
-    for name, batch in itertools.product(filter(known.__contains__, asked), values.batch_sizes):
+    sizes: list[int] = values.batch_sizes
+    for name, batch in itertools.product(filter(known.__contains__, asked), sizes):
         kind = inference.Kind(name, batch, values.dtype)
-        measure = functools.partial(inference.forward_rows, kind, values)
+        measure = functools.partial(inference.measure, kind, values)
         yield str(kind), settings | {"usages": values.usages}, measure
     if values.trained_workdir:
-        inference_cases.open_run(values.trained_workdir, values.data_dir)
         for batch in values.batch_sizes:
             kind = inference.Kind("trained", batch, values.dtype)
-            measure = functools.partial(inference.forward_rows, kind, values)
+            measure = functools.partial(inference.measure, kind, values)
             yield str(kind), settings | {"workdir": values.trained_workdir}, measure
 
 

@@ -6,7 +6,7 @@
                    last three
 --batch_sizes      default: 1,8,32,128
 --usages           shares of blocks that run, from 0 to 1; default: 0,0.25,0.5,0.75,1
---executions       of auto, dense, cond, compact and pieces; default: auto
+--executions       of auto, dense, cond, compact, pieces and filters; default: auto
 --dtype            float32 (default), bfloat16 or both, separated by a comma
 --repeats          timed rounds over all cases of a group; default: 7
 --check            compares every execution's logits with dense's before it is timed (default)
@@ -115,7 +115,7 @@ def run(values: flags.FlagValues) -> epath.Path:
 
 def _groups(values: flags.FlagValues) -> Iterator[results.Group]:
     for kind in _kinds(values):
-        yield str(kind), _settings(values, kind), functools.partial(_measure, kind, values)
+        yield str(kind), _settings(values, kind), functools.partial(measure, kind, values)
 
 
 def _kinds(values: flags.FlagValues) -> Iterator[Kind]:
@@ -156,7 +156,7 @@ def _settings(values: flags.FlagValues, kind: Kind) -> dict[str, Any]:
     return settings | {"usages": values.usages}
 
 
-def _measure(kind: Kind, values: flags.FlagValues) -> tuple[list[dict], dict[str, str]]:
+def measure(kind: Kind, values: flags.FlagValues) -> tuple[list[dict], dict[str, str]]:
     """The group's rows, and what there is to say of it."""
     try:
         if kind.network == "compile":

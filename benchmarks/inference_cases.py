@@ -27,7 +27,6 @@ NETWORKS = {
     "resnet50": Architecture("imagenet", 50, 1000, 224, width=64, shortcut="B", gated=False),
     "resnet101": Architecture("imagenet", 101, 1000, 224, width=64, shortcut="B", gated=False),
 }
-"""The networks whose gates are drawn: plain ones, without gates of their own."""
 
 GROUPS = (1, 16, 64)
 """Channels of a gate."""
@@ -41,8 +40,7 @@ CHANNEL_NETWORKS = {
     for group in GROUPS
     if plain.width % group == 0
 }  # fmt: skip
-"""Those whose gates switch groups of so many channels: `resnet50 channels/64`. Their gates are
-given, so that their own are costed, which is next to nothing, and not run."""
+"""Those whose gates switch groups of so many channels; their own are costed and not run."""
 
 ALL_ON = {"usage": 1.0, "blocks_share": 1.0, "flops_share": 1.0}
 
@@ -182,8 +180,8 @@ def trained_subject(
     graph = network.graph(arch, build)
     name = f"resnet{arch.depth} trained"
     subject = Subject(name, arch, dtype, graph, params, batch_stats, images, ())
-    dense = jax.jit(forward(subject, "dense"))
-    requests = []
+    dense, requests = jax.jit(forward(subject, "dense")), []
+    scales = scales if config.heeds_scale(meta.config, meta.phase) else (1.0,)
     for scale in scales:
         gates = dense(params, batch_stats, images, np.full(batch, scale, np.float32), None)[1]
         requests.append(Request(("trained",), scale, np.array(gates), own=True))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from helpers.report_pages import Page, made_up, page_of
+from urnet_jax.errors import UserError
 from urnet_jax.evaluate import conditional, inspection
 
 
@@ -51,6 +52,8 @@ def test_probabilities_are_drawn_beside_their_prior(run):
         xs, ys = map(np.asarray, prior.get_data())
         # The density of Beta(0.6, 0.4) is larger at 1 than at 0, and both than in the middle.
         assert ys[-1] > ys[0] > ys[len(xs) // 2] > 0
+    with pytest.raises(UserError, match="The scale is 0.7; the evaluation holds 0.5, 1"):
+        inspection.plot_probabilities(evaluation, 0.7)
     bare = dataclasses.replace(evaluation, gate_logits=None)
     assert (
         "How probable it is that a gate opens"

@@ -8,7 +8,7 @@ import pytest
 from IPython.core.formatters import PNGFormatter
 
 from urnet_jax.errors import UserError
-from urnet_jax.evaluate import inspection
+from urnet_jax.evaluate import gate_tables, inspection
 from urnet_jax.evaluate.evaluation import summarize
 from urnet_jax.evaluate.figures import to_png
 
@@ -23,6 +23,18 @@ def evaluation(run):
 @pytest.fixture(scope="module")
 def gates(evaluation):
     return inspection.gate_table(evaluation)
+
+
+def test_a_row_for_every_sample_needs_none_for_every_gate(evaluation, gates):
+    short: Any = gate_tables.sample_table(evaluation)
+    whole: Any = inspection.samples(gates)
+    pd.testing.assert_frame_equal(short[whole.columns], whole, check_dtype=False)
+    for by in ("blocks", "flops"):
+        few: Any = inspection.easy_and_hard(gates, 0.2, 5, by=by)
+        pd.testing.assert_frame_equal(
+            inspection.easy_and_hard(short, 0.2, 5, by=by), few, check_dtype=False, check_like=True
+        )
+        assert few[by].iloc[:5].max() <= few[by].iloc[5:].min()
 
 
 def test_the_table_holds_every_sample_block_and_scale(run, evaluation, gates):

@@ -47,6 +47,10 @@ def _parse_export(argv: list[str]) -> None:
     which_step()
     if not FLAGS.output:
         raise UserError("--output is missing; name a file, as --output=mine.safetensors.")
+    if FLAGS.prune_at is None and (FLAGS["images"].present or FLAGS.data_dir):
+        raise UserError("--images and --data_dir belong to --prune_at: set it, or leave them out.")
+    if FLAGS.prune_at is not None and not 0 <= FLAGS.prune_at <= 1:
+        raise UserError(f"--prune_at is {FLAGS.prune_at:g}; expected an S from 0 to 1.")
     if FLAGS.prune_at is not None and FLAGS.names != "torchvision":
         raise UserError("--names is 'huggingface', which --prune_at does not write: leave it out.")
 
@@ -55,7 +59,9 @@ def _parse_export(argv: list[str]) -> None:
 def _export(_: None) -> None:
     if FLAGS.prune_at is not None:
         from urnet_jax.evaluate.pruning import prune_workdir
+        from urnet_jax.xla import cache
 
+        cache.keep_compiled()
         prune_workdir(
             FLAGS.workdir, FLAGS.output, FLAGS.prune_at, which=which_step(), images=FLAGS.images,
             data_dir=FLAGS.data_dir,

@@ -10,6 +10,7 @@ import pandas as pd
 from jax.scipy.stats import beta as beta_distribution
 from matplotlib.figure import Figure
 
+from urnet_jax.errors import UserError
 from urnet_jax.evaluate.evaluation import Evaluation
 from urnet_jax.evaluate.figures import NotebookFigure
 
@@ -78,16 +79,24 @@ def plot_probabilities(
       scale: one of its S.
       prior: alpha and beta of the Beta distribution that gates were shaped to, drawn beside.
       width: of the figure, in inches.
+
+    Raises:
+      UserError: the evaluation has no logits, or not that S.
     """
-    assert evaluation.gate_logits is not None
-    k = int(np.argmin(np.abs(np.asarray(evaluation.scales) - scale)))
-    probability = 1 / (1 + np.exp(-evaluation.gate_logits[k].astype(np.float64)))
+    if evaluation.gate_logits is None:
+        raise UserError("The evaluation holds no gate logits: make it anew, by Run.evaluate.")
+    found = np.flatnonzero(np.isclose(evaluation.scales, scale))
+    if not found.size:
+        held = ", ".join(f"{known:g}" for known in evaluation.scales)
+        raise UserError(f"The scale is {scale:g}; the evaluation holds {held}.")
+    logits = evaluation.gate_logits[found[0]]
     groups = evaluation.gate_groups
     figure = NotebookFigure(figsize=(width, 2.2), dpi=150, layout="constrained")
     panels = figure.subplots(1, len(groups), squeeze=False, sharey=True)[0]
     edges, start = np.linspace(0, 1, 21), 0
     for axes, (group, count) in zip(panels, groups, strict=True):
-        own, start = probability[:, start : start + count], start + count
+        own, start = logits[:, start : start + count], start + count
+        own = 1 / (1 + np.exp(-np.clip(own, -50, 50)))
         density, _ = np.histogram(own, edges, density=True)
         axes.stairs(density, edges, fill=True, color="#a9c6db")
         if prior is not None:

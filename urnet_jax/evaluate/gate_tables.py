@@ -36,8 +36,35 @@ def gate_table(evaluation: Evaluation) -> pd.DataFrame:
     )
 
 
+def sample_table(evaluation: Evaluation) -> pd.DataFrame:
+    """What `samples` makes of `gate_table`, without a row for every gate, which may be many."""
+    k, n, _ = evaluation.gates.shape
+    order = np.argsort(evaluation.index, kind="stable")
+    columns = {
+        "label": np.broadcast_to(evaluation.labels, (k, n)),
+        "prediction": evaluation.predictions,
+        "flops": evaluation.flops,
+        "blocks": evaluation.gates.sum(axis=2, dtype=np.int64),
+    }
+    table = pd.DataFrame(
+        {
+            "sample": np.repeat(evaluation.index[order], k),
+            "scale": np.tile(np.asarray(evaluation.scales), n),
+            **{name: array[:, order].T.ravel() for name, array in columns.items()},
+        }
+    )
+    table["correct"] = table["label"] == table["prediction"]
+    return table
+
+
 def samples(gates: pd.DataFrame) -> pd.DataFrame:
-    """A row for every sample and S: `label`, `prediction`, `correct`, `blocks` used, `flops`."""
+    """A row for every sample and S: `label`, `prediction`, `correct`, `blocks` used, `flops`.
+
+    A table that has those rows already, as `sample_table` gives it, stays as it is; so the
+    functions below take either.
+    """
+    if "blocks" in gates:
+        return gates
     grouped = gates.groupby(["sample", "scale"], sort=True)
     table = grouped[["label", "prediction", "flops"]].first()
     table["blocks"] = grouped["gate"].sum()

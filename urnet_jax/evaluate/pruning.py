@@ -35,7 +35,7 @@ def prune_workdir(
     Args:
       workdir: of the run.
       output: the file, `.safetensors`, `.pt`, `.pth` or `.th`.
-      scale: S; without a meaning where gates do not see it.
+      scale: S; 1 where gates do not see it.
       which: its checkpoint, see `load.load_network`.
       images: training images that say which channels are used.
       data_dir: where the dataset lies now; by default where the config says.
@@ -54,25 +54,31 @@ def prune_workdir(
             f"{workdir} holds a {run.arch.describe()}, whose gates do not switch channels: leave "
             "--prune_at out, or name the workdir of a channel-gated network."
         )
-    scale = scale if heeds_scale(run.config, run.meta.phase) else 1.0
+    if scale != 1 and not heeds_scale(run.config, run.meta.phase):
+        raise UserError(
+            f"--prune_at is {scale:g}, and the gates of the network in {workdir} do not see S "
+            "(model.gate_scale is False): set it to 1."
+        )
     seen, unseen = calibration.halves(run, images)
     used = run.evaluate((scale,), seen).gates[0].any(axis=0)
     tensors = pretrained.export_state_dict(run.params, run.batch_stats, run.arch)
-    write_state_dict(pruned(tensors, run.arch, used), output)
+    small = pruned(tensors, run.arch, used)
     forced = evaluate(
         run.eval_step, *run.variables, unseen, run.config, (scale,),
         min(run.config.eval.batch_size, unseen.num_examples), progress=False, mesh=run.mesh,
         offset=lambda _: DECIDES * (2.0 * used.astype(np.float32) - 1),
     )  # fmt: skip
     gated = run.evaluate((scale,), unseen)
-    whole = run.arch.cost.full_macs - run.arch.cost.gate_macs
-    left = macs_per_sample(run.arch, used[None].astype(np.float32))[0] - run.arch.cost.gate_macs
+    # A layer that no image uses keeps one channel, which gives 0.
+    left = 2 * macs_per_sample(run.arch, used[None].astype(np.float32))[0]
+    left -= 2 * run.arch.cost.gate_macs
+    write_state_dict(small, output)
     print(
         f"Of {run.arch.describe()}, step {run.meta.step}, {used.sum()} of {used.size} "
         f"{run.arch.gate_noun} are used by {seen.num_examples} training images at S = {scale:g}: "
-        f"{100 * left / whole:.1f} % of the multiply-adds of the whole.\n"
+        f"{100 * left / gated.full_flops:.1f} % of the FLOPs of the whole network.\n"
         f"Top-1 on {unseen.num_examples} other training images: {100 * forced.right.mean():.2f} % "
         f"as this plain network, {100 * gated.right.mean():.2f} % with gates, at "
-        f"{100 * gated.flops.mean() / gated.full_flops:.1f} %.\n{output}"
+        f"{100 * gated.flops.mean() / gated.full_flops:.1f} % of the FLOPs.\n{output}"
     )
     return float(used.mean())

@@ -3,14 +3,20 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from urnet_jax import config as config_lib
+from urnet_jax.data import augment
+from urnet_jax.data.splits import examples
 from urnet_jax.errors import UserError
 from urnet_jax.evaluate import calibration, inspection, job, pruning
 from urnet_jax.nets import network
+from urnet_jax.nets.architecture import Architecture
+from urnet_jax.nets.contract import GateInputs
+from urnet_jax.nets.mode import Build
 from urnet_jax.runs import pretrained, writers
 from urnet_jax.runs.load import load_network
 from urnet_jax.train import loop
@@ -79,8 +85,7 @@ def test_what_is_exported_is_taken_back(resizable, tmp_path):
     )
 
 
-def test_channels_that_no_image_uses_are_cut(resizable, finished, tmp_path, capsys):
-    """What is left is a plain network: with all of its channels, at S = 1, the one that it was."""
+def test_channels_that_no_image_uses_are_cut(resizable, one_cost, finished, tmp_path, capsys):
     workdir, _ = resizable
     file = tmp_path / "small.safetensors"
     assert pruning.prune_workdir(workdir, file, 0.4, images=100) < 1
@@ -89,10 +94,32 @@ def test_channels_that_no_image_uses_are_cut(resizable, finished, tmp_path, caps
     small = pretrained.read_state_dict(file)
     assert small["layer1.0.conv1.weight"].shape[0] == small["layer1.0.conv2.weight"].shape[1]
     assert sum(t.shape[0] for name, t in small.items() if name.endswith("conv1.weight")) < 16 + 112
-    assert pruning.prune_workdir(workdir, file, 1.0, images=100) == 1
+    with pytest.raises(UserError, match="--prune_at is 0.5, and the gates .* do not see S"):
+        pruning.prune_workdir(one_cost, file, 0.5)
     for bad, sentence in ((0.4, "whose gates do not switch channels"), (1.5, "from 0 to 1")):
         with pytest.raises(UserError, match=sentence):
             pruning.prune_workdir(finished if bad == 0.4 else workdir, file, bad)
+
+
+def test_with_all_channels_the_plain_network_answers_as_is_printed(resizable, tmp_path, capsys):
+    workdir, config = resizable
+    file = tmp_path / "whole.safetensors"
+    assert pruning.prune_workdir(workdir, file, 1.0, images=100) == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    plain = Architecture(
+        "cifar", 8, 10, 8, config_lib.architecture(config).image_channels, gated=False
+    )
+    variables = pretrained.import_state_dict(
+        pretrained.read_state_dict(file), plain, *network.init_variables(plain, Build(), 0)
+    )
+    _, unseen = calibration.halves(inspection.load(workdir), 100)
+    images, labels = examples(unseen, np.arange(100))
+    pixels = augment.normalize(jnp.asarray(images), *augment.normalization("digits"))
+    output, _ = network.apply(
+        network.graph(plain, Build()), *variables, pixels, GateInputs(jnp.ones(100))
+    )
+    right = 100 * np.mean(np.asarray(output.prediction).argmax(axis=1) == labels)
+    assert f"{right:.2f} % as this plain network" in printed
 
 
 def test_its_gates_are_found_by_type(resizable):
@@ -102,8 +129,9 @@ def test_its_gates_are_found_by_type(resizable):
     assert all("gate" in path for path in paths) and len(paths) == 3 * 7
 
 
-def test_gates_that_see_the_image_alone_have_one_cost(tiny, tmp_path, capsys):
-    """An L0 loss without end closes them; nothing asks them for an S."""
+@pytest.fixture(scope="module")
+def one_cost(tiny, tmp_path_factory) -> Any:
+    """The workdir of a run whose gates see the image alone; an L0 loss without end closes them."""
     config = channel_config(
         tiny, {"gate_group": 4}, **{
             "pretrain.epochs": 0.0, "gates.epochs": 0.0, "joint.epochs": 3.0, "scale.beta": 0.0,
@@ -111,20 +139,25 @@ def test_gates_that_see_the_image_alone_have_one_cost(tiny, tmp_path, capsys):
             "joint.gate_learning_rate_factor": 0.4, "eval.every_epochs": 0.0,
         },
     )  # fmt: skip
-    loop.train_and_evaluate(config, tmp_path / "run")
-    usage = [row["usage"] for row in writers.read(tmp_path / "run") if row["kind"] == "train"]
+    workdir = tmp_path_factory.mktemp("one") / "run"
+    loop.train_and_evaluate(config, workdir)
+    return workdir
+
+
+def test_gates_that_see_the_image_alone_have_one_cost(one_cost, capsys):
+    usage = [row["usage"] for row in writers.read(one_cost) if row["kind"] == "train"]
     assert usage[-1] < 0.8 * usage[0]
-    capsys.readouterr()
-    summary = job.evaluate_workdir(tmp_path / "run", report=True)
+    summary = job.evaluate_workdir(one_cost, report=True)
     assert list(summary["scale"]) == [1.0]
-    page = (tmp_path / "run" / "report.html").read_text()
+    page = (one_cost / "report.html").read_text()
+    assert "Which gates look at the image?" in page and "% FLOPs" in page
     assert "see the image alone, and decide for each which of its 28 groups of 4 channels" in page
     assert "phase pretrain" not in page
     assert "The gates of this network see the image alone" in capsys.readouterr().out
     with pytest.raises(UserError, match="--scales asks for some S, and the gates"):
-        job.evaluate_workdir(tmp_path / "run", scales=(0.5,))
+        job.evaluate_workdir(one_cost, scales=(0.5,))
     with pytest.raises(UserError, match="do not see S .*, so that there is nothing to calibrate"):
-        calibration.calibrate_workdir(tmp_path / "run")
+        calibration.calibrate_workdir(one_cost)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +193,7 @@ def test_the_shipped_rows_are_whole(name, rows):
         config_lib.validate(config)
         assert config_lib.heeds_scale(config) == (row == "resizable")
         arch = config_lib.architecture(config)
-        assert f"resnet{arch.depth}_bas" in name and arch.family in ("cifar", name.split("_")[0])
+        assert f"resnet{arch.depth}_bas" in name and name.startswith(arch.family)
     with pytest.raises(
         UserError, match=f"^{name} has no row 'long'; its rows are {', '.join(rows)}"
     ):

@@ -1,15 +1,17 @@
 """The part of `report.html` that shows what single images and classes do."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 from urnet_jax.data.splits import Split, examples, places
 from urnet_jax.evaluate import inspection, plots
 from urnet_jax.evaluate.evaluation import Evaluation, summarize
 from urnet_jax.evaluate.figures import thumbnail
+from urnet_jax.evaluate.gate_tables import sample_table
 from urnet_jax.evaluate.page.pieces import (
     Beside,
     Images,
@@ -26,6 +28,7 @@ from urnet_jax.evaluate.run import Run
 
 _MOST_CLASSES = 20
 _MOST_LOST = 16
+_ROUNDING = 1e-6
 _RIGHT_AT, _WRONG_AT = 0.8, 0.6  # of the paper's figure 7
 
 
@@ -37,16 +40,18 @@ class Seen:
         self._total = evaluation.num_gates
         self._lost = None  # where the grid lacks one of the two scales
         if len(inspection.at_scales(evaluation, (_RIGHT_AT, _WRONG_AT)).scales) == 2:
-            table = self._gates(_RIGHT_AT, _WRONG_AT)
+            table = self._samples(_RIGHT_AT, _WRONG_AT)
             self._lost = inspection.right_and_wrong(table, _RIGHT_AT, _WRONG_AT)
-        spread = summarize(evaluation)["blocks_std"].to_numpy()
+        # Blocks cost about the same; groups of channels of different stages do not.
+        self._by: Literal["blocks", "flops"] = "blocks"
+        if hasattr(evaluation.arch, "gate_noun"):
+            self._by = "flops"
+        spread = summarize(evaluation)[f"{self._by}_std"].to_numpy()
         self._widest = evaluation.scales[int(spread.argmax())]
         self._extremes: Any = None  # where at each S all images use equally many blocks
-        if spread.max() > 0:
-            table = self._gates(self._widest)
-            # Blocks cost about the same; groups of channels of other stages do not.
-            by = "flops" if hasattr(evaluation.arch, "gate_noun") else "blocks"
-            self._extremes = inspection.easy_and_hard(table, self._widest, by=by)
+        if spread.max() > _ROUNDING:
+            table = self._samples(self._widest)
+            self._extremes = inspection.easy_and_hard(table, self._widest, by=self._by)
 
     def paths(self) -> Section:
         """How many paths there are, usage by class, and the images at both ends."""
@@ -66,7 +71,8 @@ class Seen:
         )
         pieces: list[Piece] = [maps, Beside((table, about))]
         if self._extremes is None:
-            text = "At each S all images use equally many blocks: none is easier than another."
+            equal = {"blocks": "use equally many blocks", "flops": "cost the same"}[self._by]
+            text = f"At each S all images {equal}: none is easier than another."
             pieces.append(Paragraph(text))
         else:
             pieces.append(Beside((self._group("easy"), self._group("hard"))))
@@ -105,7 +111,7 @@ class Seen:
         elif self._extremes is not None:
             row, which = self._extremes.query("kind == 'hard'").iloc[:1], "the first hard one"
         else:
-            row = inspection.samples(self._gates(self._widest)).iloc[:1]
+            row = self._samples(self._widest).iloc[:1]
             which = "the first of the split"
         sweep = self._run.sweep(int(row["sample"].iloc[0]), split=self._split)
         for column in ("label", "prediction"):
@@ -123,12 +129,18 @@ class Seen:
         beside = Beside((picture, plot), wide=is_wide(self._total))
         return Section("One image as S rises", [beside])
 
-    def _gates(self, *scales: float) -> pd.DataFrame:
-        return inspection.gate_table(inspection.at_scales(self._evaluation, scales))
+    def _samples(self, *scales: float) -> pd.DataFrame:
+        return sample_table(inspection.at_scales(self._evaluation, scales))
+
+    def _of_each_class(self, shares: Float[np.ndarray, "n m"], columns: Sequence) -> pd.DataFrame:
+        """The means over the images of each class, in rows."""
+        labels = self._evaluation.labels
+        means = {x: shares[labels == x].mean(axis=0, dtype=np.float64) for x in np.unique(labels)}
+        return pd.DataFrame.from_dict(means, orient="index", columns=list(columns))
 
     def _by_class(self) -> Plot:
-        each = [inspection.usage_by_class(self._gates(s)) for s in self._evaluation.scales]
-        usage = pd.concat(each, axis=1)
+        gates = self._evaluation.gates
+        usage = self._of_each_class(gates.mean(axis=2).T, self._evaluation.scales)
         mean = 100 * usage.mean(axis=1).sort_values(kind="stable")
         least, most = (self._name(mean.index[end]) for end in (0, -1))
         usage, which = self._of_classes(usage)
@@ -141,8 +153,8 @@ class Seen:
         )
 
     def _by_class_and_block(self) -> Plot:
-        gates = self._gates(self._widest)
-        usage = inspection.usage(gates, by="label")
+        k = self._evaluation.scales.index(self._widest)
+        usage = self._of_each_class(self._evaluation.gates[k], range(1, self._total + 1))
         spread = usage.max() - usage.min()
         usage, which = self._of_classes(usage)
         return Plot(
@@ -167,14 +179,17 @@ class Seen:
 
     def _group(self, kind: str) -> Images:
         rows: Any = self._extremes[self._extremes["kind"] == kind]
-        heading = {"easy": "Easy: the fewest blocks", "hard": "Hard: the most blocks"}[kind]
+        unit = {"blocks": "blocks", "flops": "FLOPs"}[self._by]
+        few = "fewest" if self._by == "blocks" else "least"
+        heading = {"easy": f"Easy: the {few} {unit}", "hard": f"Hard: the most {unit}"}[kind]
         caption = (
             f"{heading} at S = {self._widest:g}, the S at which images differ most. Of equals, "
             "those that come first in the split."
         )
         lines = [
             ("right" if row.correct else f"said {self._name(row.prediction)}",
-             f"{row.blocks} blocks")
+             f"{row.blocks} blocks" if self._by == "blocks"
+             else f"{100 * row.flops / self._evaluation.full_flops:.1f} % FLOPs")
             for row in _rows(rows)
         ]  # fmt: skip
         return Images(self._pictures(rows, lines), caption)

@@ -49,7 +49,7 @@ def make(
     if not heeds_scale(run.config, run.meta.phase):
         sentence = f"{_one_cost(run, evaluation)} So there is one row to show."
         sections = [Section("Accuracy and cost", _table(evaluation))]
-        if skips(run.config, run.meta.phase):
+        if run.has_trained_gates:
             seen = images.Seen(run, split, evaluation)
             sections += [seen.paths(), gates.section(run.config, evaluation)]
         return render(title, [Paragraph(sentence), _facts(record)], sections)

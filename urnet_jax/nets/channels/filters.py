@@ -74,6 +74,9 @@ def residual(block: Any, x: Features, layers: Sequence[Float[Array, "1 g"]], siz
       x: the features that enter it, [1, H, W, C].
       layers: the gates of each layer of channels between two convolutions.
       size: channels of a gate.
+
+    Returns:
+      [1, H / stride, W / stride, D]; zeros where no channel of the last layer is open.
     """
     switched = [_layer(gates, size) for gates in layers]
     for i, (inputs, outputs) in enumerate(itertools.pairwise([None, *switched, None]), 1):
@@ -103,7 +106,7 @@ def _convolved(
     conv: nnx.Conv, norm: Any, x: Features, inputs: _Layer | None, outputs: _Layer | None,
     taken: tuple[int, int],
 ) -> Features:  # fmt: skip
-    """A convolution and its BatchNorm; between two of them ReLU and gates too.
+    """A convolution and its BatchNorm; between two of them ReLU and gates too: [1, H, W, D].
 
     Of what enters, the channels within the capacity `taken[0]` come first; so do those within
     `taken[1]` of what leaves, and then zeros. Of a layer without open channels a block's last
@@ -114,8 +117,8 @@ def _convolved(
     if taken[1] == 0 or (outputs is None and taken[0] == 0):
         return jnp.zeros((1, *shape), conv.dtype)
     if taken[0] == 0:
-        y = jnp.zeros((1, *shape), conv.dtype)
-        y = y if outputs is None else y[..., : taken[1] * outputs.size]
+        assert outputs is not None
+        y = jnp.zeros((1, *shape[:2], taken[1] * outputs.size), conv.dtype)
     else:
         kernel = conv.kernel[...]
         if inputs is not None:

@@ -75,17 +75,16 @@ class ChannelBlock(Block):
     def residual(self, x: Features, mask: Float[Array, "B g"], mode: Mode) -> Features:
         """F(X), by the gates of each layer of channels in turn."""
         layers = jnp.split(mask, self.num_convs - 1, axis=1)
-        any_open = lax.stop_gradient((layers[-1] > 0).any(axis=1, keepdims=True))
-        any_open = any_open.astype(jnp.float32)
         if mode.execution == "filters":
             return filters.residual(self, x, layers, self.group)
+        any_open = lax.stop_gradient((layers[-1] > 0).any(axis=1, keepdims=True))
         for i, gates in enumerate(layers, 1):
             x = getattr(self, f"conv{i}")(x)
             x = nnx.relu(getattr(self, f"bn{i}")(x, running(mode)))
             x = weigh(jnp.repeat(gates, self.group, axis=1), x)
         x = getattr(self, f"conv{self.num_convs}")(x)
         norm = getattr(self, f"bn{self.num_convs}")
-        return norm(x, running(mode), weight=any_open)
+        return norm(x, running(mode), weight=any_open.astype(jnp.float32))
 
 
 class ChannelResNet(ResNet):
