@@ -150,7 +150,7 @@ def test_gates_that_see_the_image_alone_have_one_cost(one_cost, capsys):
     summary = job.evaluate_workdir(one_cost, report=True)
     assert list(summary["scale"]) == [1.0]
     page = (one_cost / "report.html").read_text()
-    assert "Which gates look at the image?" in page and "% FLOPs" in page
+    assert "Which gates look at the image?" in page and "all images cost the same" in page
     assert "see the image alone, and decide for each which of its 28 groups of 4 channels" in page
     assert "phase pretrain" not in page
     assert "The gates of this network see the image alone" in capsys.readouterr().out

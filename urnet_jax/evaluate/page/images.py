@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Num
 
 from urnet_jax.data.splits import Split, examples, places
 from urnet_jax.evaluate import inspection, plots
@@ -132,7 +132,7 @@ class Seen:
     def _samples(self, *scales: float) -> pd.DataFrame:
         return sample_table(inspection.at_scales(self._evaluation, scales))
 
-    def _of_each_class(self, shares: Float[np.ndarray, "n m"], columns: Sequence) -> pd.DataFrame:
+    def _of_each_class(self, shares: Num[np.ndarray, "n m"], columns: Sequence) -> pd.DataFrame:
         """The means over the images of each class, in rows."""
         labels = self._evaluation.labels
         means = {x: shares[labels == x].mean(axis=0, dtype=np.float64) for x in np.unique(labels)}
