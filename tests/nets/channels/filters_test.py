@@ -93,7 +93,7 @@ def test_gates_between_0_and_1_weigh_as_in_dense():
         (GROUPED, "cpu", 8, "pieces"),
         (SMALL, "cpu", 8, "pieces"),
         (SMALL, "cpu", 1, "cond"),
-        (ChannelGated("cifar", 20, 10, image_size=32, gate_group=16), "cpu", 128, "filters"),
+        (ChannelGated("cifar", 20, 10, image_size=32, gate_group=16), "cpu", 128, "pieces"),
         (LARGE, "cpu", 8, "filters"),
         (LARGE, "cpu", 1, "filters"),
         (LARGE, "gpu", 8, "compact"),
