@@ -65,7 +65,8 @@ class ChannelGated(Residual):
     @property
     def gathers_filters(self) -> bool:
         """Whether gathering the filters of open channels pays on CPU (`results/channels/`): not
-        where blocks are small, as those of a ResNet-20 at 32 px."""
+        where blocks are small, as those of a ResNet-20 at 32 px.
+        """
         return self.cost.full_macs >= 5e7 * self.num_blocks
 
     def groups(self, stage: StageSpec) -> int:
