@@ -42,7 +42,7 @@ from urnet_jax.errors import UserError, told_to_the_user
 from urnet_jax.nets.contract import GateInputs
 from urnet_jax.nets.mode import Execution, Mode
 
-EXECUTIONS = ("cond", "compact", "pieces", "filters")
+EXECUTIONS = ("cond", "compact", "pieces")
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Of gates that are open."""
 

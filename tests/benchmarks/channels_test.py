@@ -45,6 +45,7 @@ def test_a_network_is_timed_checked_and_drawn_once(tmp_path, capsys):
     assert "measured already" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_pytorch_masks_what_gates_close():
     torch = pytest.importorskip("torch")
     from benchmarks import torch_networks

@@ -21,7 +21,7 @@ def test_executions_equal_dense(tmp_path, tiny_networks):
     assert [g["group"] for g in record["groups"]] == [
         "resnet20, batch 4, float32", "resnet20, batch 1, float32",
     ]  # fmt: skip
-    assert len(record["rows"]) == (3 + 1) * len(equality.SHARES)
+    assert len(record["rows"]) == (len(equality.EXECUTIONS) + 1) * len(equality.SHARES)
     for row in record["rows"]:
         assert row["equal"] and row["flipped_gates"] == 0
         assert max(row["relative_difference"], row["scores_difference"]) < 1e-5
