@@ -67,7 +67,7 @@ def test_every_group_is_measured_once(tmp_path, capsys, monkeypatch):
     def fail(*_):
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(inference, "_measure", fail)
+    monkeypatch.setattr(inference, "measure", fail)
     again = run(tmp_path, *arguments)
     assert again["rows"] == first["rows"]
     stopped = run(tmp_path, *arguments, "--fresh", "--time_limit_s=0")
