@@ -96,7 +96,7 @@ def _groups(values: flags.FlagValues, deadline: float) -> list[results.Group]:
       UserError: there is no such row, seed, network or file, or a workdir holds another run.
     """
     groups: list[results.Group] = []
-    for seed in _seeds(values.seeds):
+    for seed in trained.seeds_of(values.seeds):
         begins: list[Callable[[], None]] = []
         if values.plain_epochs and {"gated", "ablation"} & set(values.rows.split(",")):
             plain = _network(values, "plain", seed, _plain(values, seed))
@@ -117,12 +117,6 @@ def _base_flops(values: flags.FlagValues) -> float:
     config.update_from_flattened_dict(paper_rows.DATA[values.data])
     config.model.update({"depth": curve_rows.depths(values.base)[-1], "gated": False})
     return 2.0 * config_lib.architecture(config).cost.full_macs
-
-
-def _seeds(text: str) -> list[int]:
-    if not all(part.isdecimal() for part in text.split(",")):
-        raise UserError(f"--seeds is {text!r}; expected whole numbers separated by commas.")
-    return [int(part) for part in text.split(",")]
 
 
 def _network(values: flags.FlagValues, name: str, seed: int, fields: dict[str, Any]) -> Network:

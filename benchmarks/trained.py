@@ -62,6 +62,13 @@ def settings_of(config: str, fields: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(kept))
 
 
+def seeds_of(text: str) -> list[int]:
+    """The numbers of --seeds; a UserError if one is none."""
+    if not all(part.isdecimal() for part in text.split(",")):
+        raise UserError(f"--seeds is {text!r}; expected whole numbers separated by commas.")
+    return [int(part) for part in text.split(",")]
+
+
 def same_settings(held: dict[str, Any], asked: dict[str, Any]) -> bool:
     """Whether settings are the same, to what is recorded of their digits."""
     return _whole(held) == _whole(asked)

@@ -72,6 +72,10 @@ ROWS = {
         "joint.schedule": "cosine",
         "joint.warmup_epochs": 1.0,
         "joint.clip_norm": 1.0,
+        # A mean over gates moves each of them by so little that SGD needs hundreds of epochs.
+        "joint.gate_optimizer": "adam",
+        "joint.gate_learning_rate_factor": 0.04,
+        "shaping.fades_by": 0.5,
     },
     # Gates see S too: the recipe of configs/cifar10_resnet20.py, for groups of channels.
     "resizable": {
