@@ -50,7 +50,7 @@ def share_error(record: Row) -> pd.DataFrame:
          "points": 100 * abs(row["flops_share"] - row["scale"])}
         for row in record["rows"] if row["calibration"]
     ]  # fmt: skip
-    found = pd.DataFrame(rows, columns=["group", "calibration", "points"])
+    found: Any = pd.DataFrame(rows, columns=["group", "calibration", "points"])
     return found.groupby(["group", "calibration"], sort=False)["points"].mean().reset_index()
 
 
@@ -112,7 +112,7 @@ def to_static(rows: Any, beside: pd.DataFrame | None) -> np.ndarray:
     """Points of top-1 over the line through the static networks, where it has each row's cost."""
     if beside is None or len(beside) < 2:
         return np.full(len(rows), np.nan)
-    line = beside.groupby("flops")["top1_percent"].mean()
+    line: Any = beside.groupby("flops")["top1_percent"].mean()
     there = np.interp(rows["flops"], line.index, line.to_numpy(), left=np.nan, right=np.nan)
     return rows["top1"].to_numpy() - there
 
