@@ -32,6 +32,7 @@ from benchmarks import results, timing
 from urnet_jax.errors import make_folder, told_to_the_user
 from urnet_jax.runs import checkpoint, writers
 from urnet_jax.runs.load import load_network
+from urnet_jax.runs.meta import FOLDER
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RUN = {
@@ -139,7 +140,7 @@ def _wait_for_moment(
     while_saving: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """Waits for a random moment of the process's life, or of one of its saves."""
-    checkpoints, start = workdir / checkpoint.FOLDER, time.monotonic()
+    checkpoints, start = workdir / FOLDER, time.monotonic()
     old = set(checkpoints.glob(TEMPORARY))
     before = checkpoint.steps(workdir)[-1:] if workdir.exists() else []
     saves = int(rng.integers(0, 3))  # that are let through

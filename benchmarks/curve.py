@@ -207,7 +207,7 @@ def _measure(
     before = trained.evaluate(network, deadline, "--calibrated=False")
     rows = [_row(row, before, seed, "before") for row in before["rows"]]
     trained.run(
-        "calibrate", f"--workdir={network.workdir}",
+        "calibrate", f"--workdir={network.workdir}", "--batch_sizes=none",
         f"--data_dir={network.fields['data.dir']}", deadline=deadline,
     )  # fmt: skip
     after = trained.evaluate(network, deadline, "--image_part")

@@ -163,7 +163,7 @@ def _measure(
     rows = _rows(network, before, seed, "before" if follows else "")
     if follows:
         where = f"--workdir={network.workdir}", f"--data_dir={network.fields['data.dir']}"
-        trained.run("calibrate", *where, deadline=deadline)
+        trained.run("calibrate", *where, "--batch_sizes=none", deadline=deadline)
         rows += _rows(network, trained.evaluate(network, deadline), seed, "after")
     return rows, {}
 

@@ -13,7 +13,7 @@ from urnet_jax.errors import UserError
 from urnet_jax.evaluate import calibration, inspection, job
 from urnet_jax.evaluate.calibration import bisected, calibrate_workdir
 from urnet_jax.runs import calibration as kept
-from urnet_jax.runs import pretrained
+from urnet_jax.runs import export
 from urnet_jax.runs.calibration import Calibration
 from urnet_jax.runs.load import load_network
 from urnet_jax.train import loop
@@ -138,7 +138,7 @@ def test_the_checkpoint_is_whole_and_its_weights_untouched(calibrated, finished)
 
 
 def test_an_export_says_that_it_is_left_behind(calibrated, tmp_path, capsys):
-    pretrained.export_workdir(calibrated[0], tmp_path / "x.safetensors", "newest")
+    export.export_workdir(calibrated[0], tmp_path / "x.safetensors", "newest")
     assert "Its calibration is not in the file" in capsys.readouterr().out
 
 

@@ -24,7 +24,7 @@ from urnet_jax.nets import network
 from urnet_jax.nets.contract import Description
 from urnet_jax.nets.cost import macs_per_sample
 from urnet_jax.nets.mode import Build
-from urnet_jax.runs import pretrained
+from urnet_jax.runs import export, pretrained
 from urnet_jax.runs.load import load_network
 from urnet_jax.train import loop
 from urnet_jax.train.start import start_phase
@@ -114,7 +114,7 @@ def test_inspection_shows_it(workdir):
 
 def test_it_is_exported_and_taken_back(workdir, tiny, tmp_path):
     path = tmp_path / "toy.safetensors"
-    pretrained.export_workdir(workdir, path, "newest")
+    export.export_workdir(workdir, path, "newest")
     assert set(safetensors.numpy.load_file(path)) == {
         f"{module}.{leaf}"
         for module in ("stem", "head", *(

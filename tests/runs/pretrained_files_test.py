@@ -16,7 +16,7 @@ from PIL import Image
 
 from helpers.pretrained_networks import ARCHS, exported
 from urnet_jax.errors import UserError
-from urnet_jax.runs import pretrained
+from urnet_jax.runs import torch_files
 
 
 @pytest.mark.slow
@@ -24,13 +24,13 @@ def test_pytorchs_files_round_trip(tmp_path):
     torch = pytest.importorskip("torch")
     tensors = exported(ARCHS["A"])
     for suffix in (".pt", ".pth", ".th"):
-        pretrained.write_state_dict(tensors, tmp_path / f"x{suffix}")
-        again = pretrained.read_state_dict(tmp_path / f"x{suffix}")
+        torch_files.write_state_dict(tensors, tmp_path / f"x{suffix}")
+        again = torch_files.read_state_dict(tmp_path / f"x{suffix}")
         assert again.keys() == tensors.keys()
         jax.tree.map(np.testing.assert_array_equal, again, tensors)
     half = {"state_dict": {"a": torch.ones(2, dtype=torch.bfloat16, requires_grad=True)}}
     torch.save(half, tmp_path / "half.pt")
-    assert pretrained.read_state_dict(tmp_path / "half.pt")["a"].tolist() == [1, 1]
+    assert torch_files.read_state_dict(tmp_path / "half.pt")["a"].tolist() == [1, 1]
 
 
 class RunsAProgram:
@@ -62,7 +62,7 @@ def test_pytorchs_files_that_are_no_state_dicts(tmp_path, capfd):
         ("list.pt", "its entry '(all)' is of type list, not a tensor; write the weights alone"),
     ]:
         with pytest.raises(UserError, match=re.escape(words)) as error:
-            pretrained.read_state_dict(tmp_path / name)
+            torch_files.read_state_dict(tmp_path / name)
         assert str(error.value).startswith(str(tmp_path / name))
         assert "\n" not in str(error.value) and "weights_only" not in str(error.value)
         assert error.value.__cause__ is None or name == "half.pt"
@@ -127,10 +127,10 @@ def test_what_a_file_holds_decides_and_not_its_name(kind, suffix, tmp_path, monk
     file.write_bytes(content)
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(UserError, match=re.escape(f"{file} {words}")) as error:
-        pretrained.read_state_dict(file)
+        torch_files.read_state_dict(file)
     assert "\n" not in str(error.value)
     file.write_bytes(WHOLE)
-    assert pretrained.read_state_dict(file)["a"].tolist() == [1] * 99
+    assert torch_files.read_state_dict(file)["a"].tolist() == [1] * 99
 
 
 def test_files_that_cannot_be_read_are_one_sentence(tmp_path):
@@ -147,7 +147,7 @@ def test_files_that_cannot_be_read_are_one_sentence(tmp_path):
         ("half.safetensors", "holds tensors of type BF16, which NumPy lacks: write them as float"),
     ]:
         with pytest.raises(UserError, match=re.escape(f"{tmp_path / name} {words}")):
-            pretrained.read_state_dict(tmp_path / name)
+            torch_files.read_state_dict(tmp_path / name)
 
 
 def test_files_that_cannot_be_written_are_one_sentence(tmp_path, monkeypatch):
@@ -158,14 +158,14 @@ def test_files_that_cannot_be_written_are_one_sentence(tmp_path, monkeypatch):
         ("gone/x.safetensors", r"cannot be written \(No such file or directory\); name another"),
     ]:
         with pytest.raises(UserError, match=words):
-            pretrained.write_state_dict({"a": np.ones(2)}, tmp_path / name)
+            torch_files.write_state_dict({"a": np.ones(2)}, tmp_path / name)
     assert not list(tmp_path.iterdir())
 
 
 def test_what_is_written_is_plain_safetensors(tmp_path):
     tensors = exported(ARCHS["A"])
     strided = {name: np.asfortranarray(tensor) for name, tensor in tensors.items()}
-    pretrained.write_state_dict(strided, tmp_path / "x.safetensors")
+    torch_files.write_state_dict(strided, tmp_path / "x.safetensors")
     again = safetensors.numpy.load_file(tmp_path / "x.safetensors")
     assert again.keys() == tensors.keys()
     jax.tree.map(np.testing.assert_array_equal, again, tensors)
@@ -177,6 +177,6 @@ def test_a_folder_by_save_pretrained_is_as_good_as_its_file(tmp_path):
     (saved / "config.json").write_text("{}")
     (saved / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(UserError, match=r"in several files \(model.safetensors.index.json\); save"):
-        pretrained.read_state_dict(saved)
+        torch_files.read_state_dict(saved)
     (saved / "model.safetensors").write_bytes(WHOLE)
-    assert pretrained.read_state_dict(saved)["a"].tolist() == [1] * 99
+    assert torch_files.read_state_dict(saved)["a"].tolist() == [1] * 99

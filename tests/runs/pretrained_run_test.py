@@ -13,7 +13,8 @@ from helpers.pretrained_networks import assert_identical, exported, variables, w
 from helpers.variables import init_variables, split_gates
 from urnet_jax import config as config_lib
 from urnet_jax.errors import UserError
-from urnet_jax.runs import pretrained
+from urnet_jax.runs import pretrained, torch_files
+from urnet_jax.runs.export import export_workdir
 from urnet_jax.runs.load import load_network
 from urnet_jax.train import loop
 
@@ -27,8 +28,8 @@ def test_runs_from_before_there_was_a_section_init_still_load(run, tmp_path):
     meta, params, batch_stats = load_network(ROOT / "results" / run)
     assert meta.config.init["from"] == ""
     arch = config_lib.architecture(meta.config)
-    pretrained.export_workdir(ROOT / "results" / run, tmp_path / "x.safetensors", "newest")
-    tensors = pretrained.read_state_dict(tmp_path / "x.safetensors")
+    export_workdir(ROOT / "results" / run, tmp_path / "x.safetensors", "newest")
+    tensors = torch_files.read_state_dict(tmp_path / "x.safetensors")
     own = variables(arch)
     assert_identical(pretrained.import_state_dict(tensors, arch, *own), (params, batch_stats))
 
@@ -43,7 +44,7 @@ def test_init_is_refused_before_anything_is_made(tiny, tmp_path):
     file = tmp_path / "other.safetensors"
     assert refusal({"init.from": str(file)}).startswith(f"{file} cannot be read")
     arch = config_lib.architecture(tiny({"model.depth": 14}))
-    pretrained.write_state_dict(exported(arch), file)
+    torch_files.write_state_dict(exported(arch), file)
     assert "(depth 8, not 14)" in refusal({"init.from": str(file)})
     assert refusal({"init.from": str(file), "pretrain.init_from": "runs/x"}) == (
         f"init.from is {file} and pretrain.init_from runs/x: a run begins from one of them; leave "

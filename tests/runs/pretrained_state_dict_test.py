@@ -11,7 +11,7 @@ from helpers.pretrained_networks import ARCHS, assert_identical, exported, varia
 from helpers.variables import split_gates
 from urnet_jax.errors import UserError
 from urnet_jax.nets.architecture import Architecture
-from urnet_jax.runs import pretrained
+from urnet_jax.runs import pretrained, torch_files
 from urnet_jax.runs.hugging_face_names import from_torchvision
 
 
@@ -19,8 +19,8 @@ from urnet_jax.runs.hugging_face_names import from_torchvision
 def test_export_and_import_is_the_identity(name, tmp_path):
     arch, file = ARCHS[name], tmp_path / "network.safetensors"
     params, batch_stats = variables(arch)
-    pretrained.write_state_dict(pretrained.export_state_dict(params, batch_stats, arch), file)
-    tensors = pretrained.read_state_dict(file)
+    torch_files.write_state_dict(pretrained.export_state_dict(params, batch_stats, arch), file)
+    tensors = torch_files.read_state_dict(file)
     again = pretrained.import_state_dict(tensors, arch, *variables(arch, seed=1))
     assert_identical(again, (params, batch_stats))
     size = sum(leaf.size for leaf in jax.tree.leaves((params, batch_stats)))

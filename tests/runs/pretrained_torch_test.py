@@ -16,7 +16,7 @@ from urnet_jax.data import augment
 from urnet_jax.nets.architecture import Architecture
 from urnet_jax.nets.residual import IMAGENET_BLOCKS, StageSpec
 from urnet_jax.nets.resnet import ResNet
-from urnet_jax.runs import pretrained
+from urnet_jax.runs import pretrained, torch_files
 from urnet_jax.train import resume
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -153,10 +153,10 @@ def test_published_networks_classify_as_in_pytorch(depth, lossless, tmp_path):
     np.testing.assert_allclose(ours, torch_logits(network, images), rtol=0, atol=1e-4)
 
     # What is written again is what was read, but for the prefix; and neither way needs PyTorch.
-    pretrained.write_state_dict(
+    torch_files.write_state_dict(
         pretrained.export_state_dict(params, batch_stats, arch), tmp_path / "x.safetensors"
     )
-    again = pretrained.read_state_dict(tmp_path / "x.safetensors")
+    again = torch_files.read_state_dict(tmp_path / "x.safetensors")
     assert {f"module.{key}" for key in again} == set(saved)
     for key, array in again.items():
         np.testing.assert_array_equal(array, saved[f"module.{key}"].numpy())
@@ -172,7 +172,7 @@ def test_random_torchvision_networks_have_pytorchs_logits(depth, tmp_path):
     file = tmp_path / "network.pth"
     torch.save({"model": network.state_dict(), "epoch": 3}, file)
     params, batch_stats = pretrained.import_state_dict(
-        pretrained.read_state_dict(file), arch, *variables(arch)
+        torch_files.read_state_dict(file), arch, *variables(arch)
     )
     images = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
     expected = torch_logits(network, images)
@@ -180,7 +180,7 @@ def test_random_torchvision_networks_have_pytorchs_logits(depth, tmp_path):
     ours = logits(arch, params, batch_stats, images)
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4)
 
-    pretrained.write_state_dict(
+    torch_files.write_state_dict(
         pretrained.export_state_dict(params, batch_stats, arch), tmp_path / "again.pt"
     )
     again = torch.load(tmp_path / "again.pt", weights_only=True)
@@ -220,7 +220,7 @@ def test_a_random_network_of_hugging_face_has_its_logits_and_is_written_back(dep
     network.save_pretrained(tmp_path / "saved")
     arch = Architecture("imagenet", depth, 7, 64, width=64, shortcut="B", gated=False)
     params, batch_stats = pretrained.import_state_dict(
-        pretrained.read_state_dict(tmp_path / "saved"), arch, *variables(arch)
+        torch_files.read_state_dict(tmp_path / "saved"), arch, *variables(arch)
     )
     images = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
     with torch.no_grad():

@@ -11,12 +11,15 @@ _told_to_the_user = told_to_the_user(_INTERRUPTED)
 
 
 def main() -> None:
-    """Write a run's network as a PyTorch state dict.
+    """Write a run's network as a PyTorch state dict, or as a bundle for `urnet_jax.load`.
 
         python -m urnet_jax export --workdir=DIR --output=FILE
+        python -m urnet_jax export --workdir=DIR --format=bundle --output=FOLDER
 
     --workdir  the folder of a run by train.py
-    --output   the file: .safetensors, or .pt, .pth or .th, which need the extra torch
+    --output   the file: .safetensors, or .pt, .pth or .th, which need the extra torch; of a bundle
+               the folder
+    --format   state_dict (default), or bundle: weights, config, calibration and a model card
     --names    torchvision (default; those of CIFAR ResNets where it is one), or huggingface: of its
                ResNetForImageClassification
     --step     newest (default), best (by the mean top-1 of its evaluation) or a step's number
@@ -38,6 +41,7 @@ def _parse_export(argv: list[str]) -> None:
     flags.DEFINE_string("workdir", "", "The folder of a run by train.py.")
     flags.DEFINE_string("output", "", "The file.")
     flags.DEFINE_string("step", "newest", "Which checkpoint.")
+    flags.DEFINE_enum("format", "state_dict", ["state_dict", "bundle"], "What is written.")
     flags.DEFINE_enum("names", "torchvision", ["torchvision", "huggingface"], "Whose names.")
     flags.DEFINE_float("prune_at", None, "An S.")
     flags.DEFINE_integer("images", 2000, "Training images.", lower_bound=1)
@@ -47,6 +51,8 @@ def _parse_export(argv: list[str]) -> None:
     which_step()
     if not FLAGS.output:
         raise UserError("--output is missing; name a file, as --output=mine.safetensors.")
+    if FLAGS.format == "bundle" and (FLAGS["names"].present or FLAGS.prune_at is not None):
+        raise UserError("--names and --prune_at belong to a state dict, and --format is 'bundle'.")
     if FLAGS.prune_at is None and (FLAGS["images"].present or FLAGS.data_dir):
         raise UserError("--images and --data_dir belong to --prune_at: set it, or leave them out.")
     if FLAGS.prune_at is not None and not 0 <= FLAGS.prune_at <= 1:
@@ -67,6 +73,9 @@ def _export(_: None) -> None:
             data_dir=FLAGS.data_dir,
         )  # fmt: skip
         return
-    from urnet_jax.runs import pretrained
+    from urnet_jax.runs import export
 
-    pretrained.export_workdir(FLAGS.workdir, FLAGS.output, which_step(), FLAGS.names)
+    if FLAGS.format == "bundle":
+        export.export_bundle(FLAGS.workdir, FLAGS.output, which_step())
+    else:
+        export.export_workdir(FLAGS.workdir, FLAGS.output, which_step(), FLAGS.names)

@@ -116,3 +116,15 @@ def scales_of(text: str) -> tuple[float, ...]:
             f"--scales is {text!r}; expected numbers from 0 to 1 separated by commas, as 0.2,0.6."
         )
     return scales
+
+
+def batch_sizes_of(text: str) -> tuple[int, ...]:
+    """The numbers of --batch_sizes, ascending; none for `none`; a UserError if one is not one."""
+    if text == "none":
+        return ()
+    parts = text.split(",")
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise UserError(
+            f"--batch_sizes is {text!r}; expected numbers from 1 up separated by commas, as 1,8."
+        )
+    return tuple(sorted(set(map(int, parts))))

@@ -28,7 +28,9 @@ def normalization(dataset: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def normalize(
-    images: UInt8[Array | np.ndarray, "b h w c"], mean: tuple[float, ...], std: tuple[float, ...]
+    images: UInt8[Array | np.ndarray, "b h w c"] | Float[Array, "b h w c"],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
 ) -> Float[Array, "b h w c"]:
     """Pixels of 0 to 255 as float32, with `mean` and `std` (per channel, of [0, 1]) taken out."""
     scaled = jnp.asarray(images, jnp.float32) / 255

@@ -18,7 +18,6 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-import urnet_jax
 from urnet_jax import config as config_lib
 from urnet_jax.data import splits
 from urnet_jax.data.splits import Split
@@ -26,9 +25,10 @@ from urnet_jax.errors import UserError
 from urnet_jax.evaluate import inspection
 from urnet_jax.evaluate.evaluation import check_scales, evaluate
 from urnet_jax.evaluate.run import Run
-from urnet_jax.runs import calibration
+from urnet_jax.runs import calibration, profile
 from urnet_jax.runs.calibration import Calibration
 from urnet_jax.streams import Stream
+from urnet_jax.version import __version__
 
 GRID = tuple(round(0.05 * n, 2) for n in range(1, 21))
 """Scales that are calibrated by default, beside the config's `eval.scales`; without those below
@@ -88,6 +88,7 @@ def calibrate_workdir(
     fitted, unseen = halves(run, images)
     found = fit(run, grid, fitted, unseen, progress=progress)
     path = calibration.write(workdir, run.meta.step, found)
+    profile.remove(workdir, run.meta.step)  # It was of the network with the offsets before.
     _show(run, found)
     print(path)
     return found
@@ -209,7 +210,7 @@ def _about(split: Split) -> dict[str, Any]:
         "dataset": split.dataset,
         "split": split.name,
         "device": jax.devices()[0].device_kind,
-        "urnet_jax": urnet_jax.__version__,
+        "urnet_jax": __version__,
         "jax": jax.__version__,
     }
 

@@ -17,10 +17,10 @@ import numpy as np
 import pandas as pd
 from etils import epath
 
-import urnet_jax
 from urnet_jax.evaluate import plots
 from urnet_jax.evaluate.evaluation import Evaluation, summarize
 from urnet_jax.evaluate.figures import to_png
+from urnet_jax.version import __version__
 
 
 def describe(evaluation: Evaluation, meta: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def describe(evaluation: Evaluation, meta: Mapping[str, Any]) -> dict[str, Any]:
             "count": jax.local_device_count(),
             "cpu_cores": os.cpu_count(),
         },
-        "versions": {m.__name__: m.__version__ for m in (urnet_jax, jax, flax)},
+        "versions": {"urnet_jax": __version__, "jax": jax.__version__, "flax": flax.__version__},
         # JSON knows no NaN, which the loss of a diverged network is.
         "rows": summarize(evaluation).replace([np.inf, -np.inf, np.nan], None).to_dict("records"),
     }

@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from urnet_jax.errors import UserError, writable
 from urnet_jax.runs import checksums
-from urnet_jax.runs.checkpoint import FOLDER
+from urnet_jax.runs.meta import FOLDER
 
 FILE = "calibration.json"
 
@@ -77,10 +77,15 @@ def _check(calibration: Calibration) -> None:
         raise ValueError("scales outside of [0, 1]")
 
 
+def to_text(calibration: Calibration) -> str:
+    """The calibration as JSON, from which `from_file` makes an equal one."""
+    return json.dumps(dataclasses.asdict(calibration), indent=2, allow_nan=False) + "\n"
+
+
 def write(workdir: epath.PathLike, step: int, calibration: Calibration) -> epath.Path:
     """Puts it into the checkpoint's folder, in place of an older one."""
     folder = epath.Path(workdir) / FOLDER / str(step)
-    text = json.dumps(dataclasses.asdict(calibration), indent=2, allow_nan=False) + "\n"
+    text = to_text(calibration)
     with writable(folder / FILE):
         checksums.replace_file(folder, FILE, text)
     return folder / FILE
@@ -92,7 +97,15 @@ def read(workdir: epath.PathLike, step: int) -> Calibration | None:
     Raises:
       UserError: the file is not one.
     """
-    path = epath.Path(workdir) / FOLDER / str(step) / FILE
+    return from_file(epath.Path(workdir) / FOLDER / str(step) / FILE)
+
+
+def from_file(path: epath.Path) -> Calibration | None:
+    """What a file holds, None if there is no such file.
+
+    Raises:
+      UserError: the file is not a calibration.
+    """
     if not path.exists():
         return None
     try:

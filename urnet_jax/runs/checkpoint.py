@@ -18,11 +18,9 @@ from etils import epath
 
 from urnet_jax.errors import MissingCode, UserError, writable
 from urnet_jax.runs import checksums
-from urnet_jax.runs.meta import Meta, Score
+from urnet_jax.runs.meta import FOLDER, Meta, Score
 from urnet_jax.runs.retention import kept_steps, newest_and_best
 from urnet_jax.xla import sharding
-
-FOLDER = "checkpoints"
 
 _META = "meta/metadata"
 

@@ -33,6 +33,16 @@ def replace_file(folder: epath.Path, name: str, text: str) -> None:
         _record(folder, sums | {name: zlib.crc32(text.encode())})
 
 
+def remove_file(folder: epath.Path, name: str) -> None:
+    """Removes a file from the folder and from the record; it need not be there."""
+    if not (folder / name).exists():
+        return
+    if (folder / FILE).exists():
+        sums = json.loads((folder / FILE).read_text())
+        _record(folder, {other: value for other, value in sums.items() if other != name})
+    (folder / name).unlink()
+
+
 def check(folder: epath.Path) -> None:
     """Compares the files with what was recorded; where nothing was, all is taken to be well.
 

@@ -10,6 +10,9 @@ from urnet_jax.phases import PHASES
 
 Score: TypeAlias = tuple[int, float]
 
+FOLDER = "checkpoints"
+"""Of a run's workdir; it holds a folder for each step."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Meta:

@@ -7,7 +7,7 @@ residual networks are known.
 """
 
 import functools
-from typing import Any, Literal
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,11 +21,9 @@ from urnet_jax.nets import network
 from urnet_jax.nets.mode import Build
 from urnet_jax.nets.network import Tree
 from urnet_jax.nets.residual import Residual
-from urnet_jax.runs import calibration
-from urnet_jax.runs.load import load_network
 from urnet_jax.runs.resnet_names import ResNetNames
 from urnet_jax.runs.tensor_names import Names, Path, Place, TensorNames, listed
-from urnet_jax.runs.torch_files import Tensors, check_output, read_state_dict, write_state_dict
+from urnet_jax.runs.torch_files import Tensors, read_state_dict
 
 
 def import_state_dict(
@@ -178,31 +176,3 @@ def initial_variables(config: Config) -> tuple[Tree, Tree]:
         new_head = config.init.head == "new"
         return import_state_dict(tensors, arch, params, batch_stats, source, new_head=new_head)
     return params, batch_stats
-
-
-def export_workdir(
-    workdir: epath.PathLike, output: epath.PathLike, which: Literal["newest", "best"] | int,
-    like: Names = "torchvision",
-) -> None:  # fmt: skip
-    """Writes the network of a run's checkpoint, averaged if it is, as a state dict.
-
-    Args:
-      workdir: of the run.
-      output: the file, `.safetensors`, `.pt`, `.pth` or `.th`.
-      which: as for `load.load_network`.
-      like: whose names the tensors are given, see `export_state_dict`.
-
-    Raises:
-      UserError: the workdir holds no such checkpoint, or `output` cannot be written.
-    """
-    check_output(output)
-    meta, params, batch_stats = load_network(workdir, which)
-    arch = config_lib.architecture(meta.config)
-    tensors = export_state_dict(params, batch_stats, arch, like)
-    write_state_dict(tensors, output)
-    print(f"{arch.describe()}, step {meta.step} ({meta.phase}): {len(tensors)} tensors")
-    if prior := getattr(arch, "gate_prior", 0.0):
-        print(f"Its gates are those of model.gate_prior={prior:g}, which no tensor holds.")
-    if calibration.read(workdir, meta.step) is not None:
-        print("Its calibration is not in the file: urnet calibrate makes one where it is read.")
-    print(output)

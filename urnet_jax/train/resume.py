@@ -13,7 +13,8 @@ from urnet_jax.config import Config
 from urnet_jax.errors import UserError, writable
 from urnet_jax.phases import PHASES
 from urnet_jax.runs import checkpoint, pretrained
-from urnet_jax.runs.meta import Meta
+from urnet_jax.runs.meta import FOLDER, Meta
+from urnet_jax.runs.torch_files import read_state_dict
 from urnet_jax.train import state as state_lib
 from urnet_jax.xla import sharding
 
@@ -47,7 +48,7 @@ def _set_aside(workdir: epath.PathLike, step: int, error: UserError) -> None:
         target = target.with_name(f"{step}.{number}")
     with writable(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        (epath.Path(workdir) / checkpoint.FOLDER / str(step)).rename(target)
+        (epath.Path(workdir) / FOLDER / str(step)).rename(target)
     reason = str(error).split("; move that folder")[0]
     print(f"warning: {reason}: it was moved to {target}.", file=sys.stderr)
 
@@ -135,7 +136,7 @@ def check_init(config: Config, phase: str) -> None:
             "from one of them; leave the other empty."
         )
     arch = config_lib.architecture(config)
-    tensors = pretrained.read_state_dict(source)
+    tensors = read_state_dict(source)
     pretrained.check(tensors, arch, source, new_head=config.init.head == "new")
 
 

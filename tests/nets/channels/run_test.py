@@ -17,7 +17,7 @@ from urnet_jax.nets import network
 from urnet_jax.nets.architecture import Architecture
 from urnet_jax.nets.contract import GateInputs
 from urnet_jax.nets.mode import Build
-from urnet_jax.runs import pretrained, writers
+from urnet_jax.runs import export, pretrained, torch_files, writers
 from urnet_jax.runs.load import load_network
 from urnet_jax.train import loop
 
@@ -73,8 +73,8 @@ def test_it_is_calibrated_and_looked_into(resizable):
 
 def test_what_is_exported_is_taken_back(resizable, tmp_path):
     workdir, config = resizable
-    pretrained.export_workdir(workdir, tmp_path / "x.safetensors", "newest")
-    tensors = pretrained.read_state_dict(tmp_path / "x.safetensors")
+    export.export_workdir(workdir, tmp_path / "x.safetensors", "newest")
+    tensors = torch_files.read_state_dict(tmp_path / "x.safetensors")
     assert tensors["layer2.0.gate.fc2.weight"].shape == (4, 16)
     assert tensors["layer2.0.gate.bn.running_mean"].shape == (16,)
     again = config.copy_and_resolve_references()
@@ -91,7 +91,7 @@ def test_channels_that_no_image_uses_are_cut(resizable, one_cost, finished, tmp_
     assert pruning.prune_workdir(workdir, file, 0.4, images=100) < 1
     printed = " ".join(capsys.readouterr().out.split())
     assert "of 14 groups of 8 channels are used by 100 training images at S = 0.4" in printed
-    small = pretrained.read_state_dict(file)
+    small = torch_files.read_state_dict(file)
     assert small["layer1.0.conv1.weight"].shape[0] == small["layer1.0.conv2.weight"].shape[1]
     assert sum(t.shape[0] for name, t in small.items() if name.endswith("conv1.weight")) < 16 + 112
     with pytest.raises(UserError, match="--prune_at is 0.5, and the gates .* do not see S"):
@@ -110,7 +110,7 @@ def test_with_all_channels_the_plain_network_answers_as_is_printed(resizable, tm
         "cifar", 8, 10, 8, config_lib.architecture(config).image_channels, gated=False
     )
     variables = pretrained.import_state_dict(
-        pretrained.read_state_dict(file), plain, *network.init_variables(plain, Build(), 0)
+        torch_files.read_state_dict(file), plain, *network.init_variables(plain, Build(), 0)
     )
     _, unseen = calibration.halves(inspection.load(workdir), 100)
     images, labels = examples(unseen, np.arange(100))
