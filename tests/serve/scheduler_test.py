@@ -1,0 +1,212 @@
+"""Which requests are answered, and at what S, on simulated time."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from urnet_jax.errors import UserError
+from urnet_jax.runs.profile import Profile
+from urnet_jax.serve.costs import Costs
+from urnet_jax.serve.scheduler import Batch, Request, Scheduler, Shed
+from urnet_jax.serve.simulation import Outcome, simulate
+
+SCALES, SIZES = (0.2, 0.4, 0.7, 1.0), (1, 4, 16)
+TOP1 = (70.0, 80.0, 83.0, 84.0)
+SECONDS = tuple(tuple(0.001 + 0.002 * s * n for n in SIZES) for s in SCALES)
+PROFILE = Profile(SCALES, TOP1, SCALES, 100, SIZES, SECONDS)
+CAPACITY = 16 / SECONDS[-1][-1]
+"""Requests of one image in a second, at S = 1: 485; at S = 0.2: 2,162."""
+
+
+def exactly(batch: Batch) -> float:
+    """A device that takes what is expected."""
+    return batch.expected_s
+
+
+def poisson(rate: float, seconds: float, deadline_s: float = 0.1, **fields: Any) -> list[Request]:
+    rng = np.random.default_rng(0)
+    arrivals = np.cumsum(rng.exponential(1 / rate, int(rate * seconds)))
+    return [Request(1, at, at + deadline_s, **fields) for at in arrivals.tolist()]
+
+
+def served(requests: list[Request], **options: Any) -> Outcome:
+    return simulate(requests, Scheduler(Costs(PROFILE), **options), exactly)
+
+
+def test_what_a_batch_takes():
+    costs = Costs(PROFILE)
+    one, three = np.array([1.0]), np.array([1.0, 2.0])
+    assert float(costs.seconds(one, np.array([1.0]))) == pytest.approx(0.003)
+    # Three images in a batch of four: a request of one at S = 0.4, of two at 1, and padding.
+    expected = (SECONDS[1][1] + 2 * SECONDS[3][1] + SECONDS[0][1]) / 4
+    assert float(costs.seconds(three, np.array([0.4, 1.0]))) == pytest.approx(expected)
+    several = costs.seconds(three, np.array([[0.4, 1.0], [1.0, 1.0]]))
+    assert several.shape == (2,) and several[0] == pytest.approx(expected)
+    assert float(costs.value(np.array(0.55))) == pytest.approx(0.815)
+    assert costs.sizes(9).tolist() == [1, 4, 9] and costs.sizes(50).tolist() == [1, 4, 16]
+
+
+def test_times_follow_what_is_observed_and_sooner_if_it_is_more():
+    slow, fast = Costs(PROFILE), Costs(PROFILE)
+    for costs, took in ((slow, 2.0), (fast, 0.5)):
+        for _ in range(20):
+            before = costs.alone(4, 1.0)
+            costs.observe(before, took * SECONDS[-1][1])
+    assert slow.correction == pytest.approx(2, rel=0.01)
+    assert 0.6 < fast.correction < 0.8
+    wild = Costs(PROFILE)
+    wild.observe(0.001, 1000.0)  # A machine that slept: no reason to despair.
+    assert wild.correction == pytest.approx(1.9)
+    with pytest.raises(UserError, match="holds one S, and a server chooses among several"):
+        Costs(Profile((1.0,), (84.0,), (1.0,), 9, (1,), ((0.1,),)))
+
+
+def test_with_time_to_spare_all_run_whole():
+    found = served(poisson(0.5 * CAPACITY, 5))
+    assert found.attainment == 1 and (found.scales == 1).all()
+
+
+@pytest.mark.parametrize(("load", "least_scale"), [(1.5, 0.55), (3.0, 0.26)])
+def test_under_load_s_goes_down_and_all_are_in_time(load, least_scale):
+    found = served(poisson(load * CAPACITY, 5))
+    assert found.attainment > 0.995
+    assert least_scale < found.mean_scale < 1 / load + 0.1
+    whole = served(poisson(load * CAPACITY, 5, min_scale=1.0))
+    assert whole.attainment < 1.05 / load
+
+
+def test_beyond_the_smallest_s_some_are_refused_and_the_others_in_time():
+    found = served(poisson(10 * CAPACITY, 3))
+    capacity = 16 / SECONDS[0][-1]
+    assert found.attainment == pytest.approx(capacity / (10 * CAPACITY), rel=0.1)
+    answered = ~np.isnan(found.finished)
+    assert (found.finished[answered] <= found.deadlines[answered]).all()
+    assert set(found.reasons) <= {"", "late", "expired"}
+    assert found.reasons.count("late") > 0.9 * (len(answered) - answered.sum())
+
+
+def test_after_a_surge_it_is_as_before():
+    calm = [Request(1, at, at + 0.1) for at in np.arange(0, 3, 0.01).tolist()]
+    surge = [Request(1, at, at + 0.1) for at in np.arange(1, 1.3, 0.0005).tolist()]
+    requests = sorted(calm + surge, key=lambda request: request.arrival)
+    found = served(requests)
+    arrivals = np.array([request.arrival for request in requests])
+    assert (found.scales[arrivals < 1] == 1).all()
+    assert np.nanmean(found.scales[(arrivals > 1.1) & (arrivals < 1.3)]) < 0.5
+    # What is expected to come looks back over one second.
+    assert (found.scales[arrivals > 2.4] == 1).all()
+
+
+def test_bounds_of_a_request_hold_whatever_the_load():
+    requests = poisson(3 * CAPACITY, 2)
+    for n, request in enumerate(requests):
+        request.min_scale, request.max_scale = ((0.0, 1.0), (0.7, 1.0), (0.0, 0.3))[n % 3]
+    found = served(requests)
+    for n, (low, high) in enumerate(((0.2, 1.0), (0.7, 1.0), (0.2, 0.3))):
+        scales = found.scales[n::3]
+        scales = scales[~np.isnan(scales)]
+        assert len(scales) > 100 and scales.min() >= low and scales.max() <= high + 1e-9
+
+
+def test_the_urgent_and_the_important_come_first():
+    scheduler = Scheduler(Costs(PROFILE))
+    late, soon = Request(10, 0.0, 9.0), Request(10, 0.0, 1.0)
+    important = Request(10, 0.0, 9.5, priority=1)
+    for request in (late, soon, important):
+        scheduler.admit(request, 0.0)
+    order = [scheduler.turn(0.01 * k)[0] for k in range(3)]
+    assert [batch.requests for batch in order if batch] == [(important,), (soon,), (late,)]
+
+
+def test_what_cannot_be_answered_in_time_is_refused_and_says_when_to_come_back():
+    scheduler = Scheduler(Costs(PROFILE), margin_s=0.0)
+    with pytest.raises(Shed, match="cannot be answered before its deadline") as shed:
+        scheduler.admit(Request(16, 0.0, 0.001), 0.0)
+    assert shed.value.reason == "late"
+    assert shed.value.retry_after_s == pytest.approx(SECONDS[0][2] - 0.001)
+    assert not len(scheduler.waiting)
+    small = Scheduler(Costs(PROFILE), most_rows=20)
+    small.admit(Request(16, 0.0, 5.0), 0.0)
+    with pytest.raises(Shed, match="16 images wait already, of 20 at most") as shed:
+        small.admit(Request(16, 0.0, 5.0), 0.0)
+    assert shed.value.reason == "full"
+    assert shed.value.retry_after_s == pytest.approx(SECONDS[0][2])
+
+
+def test_what_became_too_late_is_given_up_and_not_begun():
+    scheduler = Scheduler(Costs(PROFILE))
+    request, other = Request(1, 0.0, 0.05), Request(1, 0.0, 1.0)
+    scheduler.admit(request, 0.0)
+    scheduler.admit(other, 0.0)
+    batch, lost = scheduler.turn(0.0499)
+    assert lost == [request] and batch is not None and batch.requests == (other,)
+    assert scheduler.turn(0.06) == (None, [])
+
+
+class Whole:
+    """A policy that takes all there are, at S = 1, however late that is."""
+
+    def choose(self, requests, now, costs, expected):
+        del now, costs, expected
+        return len(requests), np.ones(len(requests))
+
+
+def test_what_a_policy_would_have_late_is_not_begun():
+    scheduler = Scheduler(Costs(PROFILE), policy=Whole())
+    soon, later = Request(8, 0.0, 0.02), Request(8, 0.0, 1.0)
+    scheduler.admit(soon, 0.0)
+    scheduler.admit(later, 0.0)
+    batch, lost = scheduler.turn(0.0)
+    assert lost == [soon] and batch is not None and batch.requests == (later,)
+    assert batch.expected_s == pytest.approx(scheduler.costs.alone(8, 1.0))
+
+
+requests_of = st.lists(
+    st.builds(
+        lambda rows, gap, allowed, low, width, priority: (rows, gap, allowed, low, width, priority),
+        st.integers(1, 16), st.floats(0, 0.02), st.floats(0.001, 0.2), st.floats(0, 1),
+        st.floats(0, 1), st.integers(0, 2),
+    ),
+    min_size=1, max_size=60,
+)  # fmt: skip
+
+
+@settings(max_examples=60)
+@given(requests_of, st.integers(16, 200), st.floats(0.6, 1.7))
+def test_none_is_lost_or_answered_late_by_design(drawn, most_rows, speed):
+    requests, at = [], 0.0
+    for rows, gap, allowed, low, width, priority in drawn:
+        at += gap
+        high = min(1.0, low + width)
+        requests.append(Request(rows, at, at + allowed, low, high, priority))
+    scheduler = Scheduler(Costs(PROFILE), most_rows=most_rows)
+    batches: list[Batch] = []
+
+    def device(batch: Batch) -> float:
+        batches.append(batch)
+        assert batch.rows <= 16 and scheduler.waiting.rows <= most_rows
+        return batch.expected_s * speed
+
+    found = simulate(requests, scheduler, device)
+    answered = [request for batch in batches for request in batch.requests]
+    assert len(answered) == len(set(map(id, answered)))
+    assert len(answered) + sum(bool(reason) for reason in found.reasons) == len(requests)
+    assert np.isnan(found.finished).tolist() == [bool(reason) for reason in found.reasons]
+    for batch in batches:
+        for request, scale in zip(batch.requests, batch.scales, strict=True):
+            least = min(max(request.min_scale, 0.2), request.max_scale)
+            assert least - 1e-9 <= scale <= request.max_scale + 1e-9
+    if speed <= 1:
+        assert found.in_time[~np.isnan(found.finished)].all()
+    assert not len(scheduler.waiting) and scheduler.waiting.rows == 0
+
+
+def test_a_request_says_what_it_is():
+    fields = {field.name for field in dataclasses.fields(Request)}
+    assert fields == {
+        "rows", "arrival", "deadline", "min_scale", "max_scale", "priority", "payload",
+    }  # fmt: skip
