@@ -1,8 +1,6 @@
 """A trained network as an application calls it."""
 
 import concurrent.futures
-import pathlib
-import shutil
 from typing import Any
 
 import jax
@@ -10,32 +8,10 @@ import numpy as np
 import pytest
 
 import urnet_jax
-from urnet_jax.data.sources import open_split
-from urnet_jax.data.splits import examples
 from urnet_jax.errors import UserError
 from urnet_jax.evaluate import inspection
-from urnet_jax.evaluate.calibration import calibrate_workdir
 from urnet_jax.runs import export
-from urnet_jax.serve.predictor import Predictor
 from urnet_jax.train import loop
-
-
-@pytest.fixture(scope="module")
-def calibrated(finished, tmp_path_factory) -> pathlib.Path:
-    workdir = shutil.copytree(finished, tmp_path_factory.mktemp("calibrated") / "run")
-    calibrate_workdir(workdir, scales=(0.3, 0.6, 1.0), images=100, progress=False)
-    return workdir
-
-
-@pytest.fixture(scope="module")
-def predictor(calibrated) -> Predictor:
-    return urnet_jax.load(calibrated, batch_sizes=(1, 4, 16))
-
-
-@pytest.fixture(scope="module")
-def images(predictor) -> np.ndarray:
-    split = open_split(predictor.config.data, "test")
-    return examples(split, np.arange(40))[0]
 
 
 def test_an_answer_holds_together(predictor, images):
@@ -48,8 +24,8 @@ def test_an_answer_holds_together(predictor, images):
     assert set(answer.scale) == {np.float32(0.6)}
 
 
-def test_evaluation_agrees(calibrated, predictor, images):
-    run = inspection.load(calibrated)
+def test_evaluation_agrees(measured, predictor, images):
+    run = inspection.load(measured)
     found = run.evaluate((0.3, 0.8))
     for k, scale in enumerate((0.3, 0.8)):
         answer = predictor(images, scale=scale)
@@ -83,8 +59,8 @@ def test_without_a_budget_the_whole_network_runs(predictor, images):
     assert empty.classes.shape == (0,) and empty.probabilities.shape == (0, 10)
 
 
-def test_many_threads_get_what_one_gets(calibrated, images):
-    fresh = urnet_jax.load(calibrated, batch_sizes=(1, 4, 16))
+def test_many_threads_get_what_one_gets(measured, images):
+    fresh = urnet_jax.load(measured, batch_sizes=(1, 4, 16))
     scale = np.linspace(0.2, 1, 40).astype(np.float32)
 
     def ask(k: int) -> Any:
@@ -101,8 +77,8 @@ def test_many_threads_get_what_one_gets(calibrated, images):
         np.testing.assert_allclose(answer.probabilities, expected.probabilities[rows], atol=1e-5)
 
 
-def test_warming_up_compiles_all_that_is_ever_needed(calibrated, images):
-    fresh = urnet_jax.load(calibrated, batch_sizes=(2, 8))
+def test_warming_up_compiles_all_that_is_ever_needed(measured, images):
+    fresh = urnet_jax.load(measured, batch_sizes=(2, 8))
     fresh.warm_up()
     for size in range(12):
         fresh(images[:size], scale=np.linspace(0, 1, size))
@@ -115,17 +91,17 @@ def _on_eight(path: str, images: np.ndarray, scale: np.ndarray) -> Any:
     return predictor.batch_sizes, answer.probabilities, answer.gates
 
 
-def test_devices_share_a_batch(eight_devices, calibrated, predictor, images):
+def test_devices_share_a_batch(eight_devices, measured, predictor, images):
     scale = np.linspace(0.2, 1, 40).astype(np.float32)
-    sizes, probabilities, gates = eight_devices(_on_eight, str(calibrated), images, scale)
+    sizes, probabilities, gates = eight_devices(_on_eight, str(measured), images, scale)
     assert sizes == (8, 16)
     expected = predictor(images, scale=scale)
     np.testing.assert_array_equal(gates, expected.gates)
     np.testing.assert_allclose(probabilities, expected.probabilities, atol=1e-5)
 
 
-def test_a_bundle_answers_as_its_run_does(calibrated, predictor, images, tmp_path):
-    export.export_bundle(calibrated, tmp_path / "bundle", "newest")
+def test_a_bundle_answers_as_its_run_does(measured, predictor, images, tmp_path):
+    export.export_bundle(measured, tmp_path / "bundle", "newest")
     answer = urnet_jax.load(tmp_path / "bundle")(images, scale=0.6)
     expected = predictor(images, scale=0.6)
     np.testing.assert_array_equal(answer.gates, expected.gates)
@@ -152,7 +128,6 @@ def test_what_is_wrong_is_one_sentence(predictor, images):
     refused(r"scale has the shape \(3,\); expected a number, or one for each", scale=[0.1] * 3)
     refused("scale is 'half'; expected a number", scale="half")
     refused("scale and flops are both set; set one budget", scale=0.5, flops=0.5)
-    refused("latency_ms is set, and nobody has measured", latency_ms=3)
 
 
 def test_a_network_without_a_scale_says_so(tiny, tmp_path, images):
@@ -165,8 +140,8 @@ def test_a_network_without_a_scale_says_so(tiny, tmp_path, images):
         plain(images, scale=0.5)
 
 
-def test_what_cannot_be_loaded_is_one_sentence(tmp_path, calibrated):
+def test_what_cannot_be_loaded_is_one_sentence(tmp_path, measured):
     with pytest.raises(UserError, match="holds no checkpoint"):
         urnet_jax.load(tmp_path)
     with pytest.raises(UserError, match="batch_sizes is"):
-        urnet_jax.load(calibrated, batch_sizes=(0, 4))
+        urnet_jax.load(measured, batch_sizes=(0, 4))
