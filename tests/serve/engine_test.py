@@ -12,7 +12,7 @@ import urnet_jax
 from urnet_jax.errors import UserError
 from urnet_jax.serve.engine import Engine
 from urnet_jax.serve.predictor import Predictor
-from urnet_jax.serve.scheduler import Shed
+from urnet_jax.serve.schedule.request import Shed
 
 HOUR_S = 3600.0
 

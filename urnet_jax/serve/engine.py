@@ -12,9 +12,11 @@ from jaxtyping import Float32
 
 from urnet_jax.errors import UserError
 from urnet_jax.serve import budgets
-from urnet_jax.serve.costs import Costs
 from urnet_jax.serve.predictor import Prediction, Predictor
-from urnet_jax.serve.scheduler import Batch, Policy, Request, Scheduler, Shed
+from urnet_jax.serve.schedule.costs import Costs
+from urnet_jax.serve.schedule.policy import Policy
+from urnet_jax.serve.schedule.request import Batch, Request, Shed
+from urnet_jax.serve.schedule.scheduler import Scheduler
 
 Clock = Callable[[], float]
 
@@ -54,9 +56,9 @@ class Engine:
 
         Args:
           predictor: of a network that was profiled on this device.
-          policy: chooses S and batches, see `scheduler.Policy`.
+          policy: chooses S and batches, see `schedule.policy.Policy`.
           most_rows: images that may wait.
-          margin_s: see `scheduler.Scheduler`.
+          margin_s: see `schedule.scheduler.Scheduler`.
           observe: f(event, what) is told of `answered` (Request, Answer), `late` (the same, past
             its deadline), `shed` (Request, reason) and `batch` (Batch); it must be fast.
           clock: seconds, of the deadlines too.

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Bool, Float64
 
-from urnet_jax.serve.scheduler import Batch, Request, Scheduler, Shed
+from urnet_jax.serve.schedule.request import Batch, Request, Shed
+from urnet_jax.serve.schedule.scheduler import Scheduler
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -5,21 +5,14 @@ Time is an argument everywhere, so that a simulation and a server run the same c
 
 import bisect
 import collections
-import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
 
 import numpy as np
-from jaxtyping import Float64
 
-from urnet_jax.serve.costs import Costs
-
-LEVELS = 12
-"""S among which one is chosen for all requests that are due, each within its own bounds."""
-
-MOST_EXPECTED = 256
-"""Requests that are expected to come and are planned for, at most."""
+from urnet_jax.serve.schedule.costs import Costs
+from urnet_jax.serve.schedule.policy import Bending, Policy
+from urnet_jax.serve.schedule.request import Batch, Request, Shed
 
 PLANNED = 512
 """Requests that wait and are planned for, at most."""
@@ -27,61 +20,8 @@ PLANNED = 512
 RATE_OVER_S = 1.0
 """Arrivals of so many last seconds say how many are expected."""
 
-
-@dataclasses.dataclass(eq=False, slots=True)
-class Request:
-    """Images to be answered together.
-
-    Attributes:
-      rows: how many images.
-      arrival: when it came, in seconds of any clock.
-      deadline: when its answer is due, of the same clock.
-      min_scale: S is at least this.
-      max_scale: S is at most this.
-      priority: higher ones are answered first.
-      payload: whatever belongs to it; not looked at.
-    """
-
-    rows: int
-    arrival: float
-    deadline: float
-    min_scale: float = 0.0
-    max_scale: float = 1.0
-    priority: int = 0
-    payload: Any = None
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Batch:
-    """What is to be answered now.
-
-    Attributes:
-      requests: in the order of their images.
-      scales: S of each request.
-      expected_s: what it is expected to take.
-    """
-
-    requests: tuple[Request, ...]
-    scales: Float64[np.ndarray, " n"]
-    expected_s: float
-
-    @property
-    def rows(self) -> int:
-        return sum(request.rows for request in self.requests)
-
-
-class Shed(Exception):
-    """A request that is not answered, and why.
-
-    Attributes:
-      reason: `late` (it cannot be answered in time), `full` (too many wait), `expired` (its time
-        ran out while it waited), `stopping` (the server ends).
-      retry_after_s: after which another try may well succeed.
-    """
-
-    def __init__(self, reason: str, message: str, retry_after_s: float = 0.0) -> None:
-        super().__init__(message)
-        self.reason, self.retry_after_s = reason, retry_after_s
+RATE_OVER_S = 1.0
+"""Arrivals of so many last seconds say how many are expected."""
 
 
 class Waiting:
@@ -127,89 +67,6 @@ class Waiting:
             del self._queue[place], self._keys[place], self._least[place]
         self.rows -= sum(request.rows for request in taken)
         return taken
-
-
-class Policy(Protocol):
-    """Chooses how many of the waiting requests are answered next, and the S of each."""
-
-    def choose(
-        self, requests: Sequence[Request], now: float, costs: Costs, expected: float
-    ) -> tuple[int, Float64[np.ndarray, " n"]]:
-        """How many of the first requests make the next batch, at least one, and their S.
-
-        Args:
-          requests: those that wait, in order, at least one.
-          now: the time.
-          costs: what batches take.
-          expected: requests that are expected to come, in a second.
-        """
-        ...
-
-
-class Bending:
-    """Ours: the S and the batch by which most answers are expected to be right and in time."""
-
-    def choose(
-        self, requests: Sequence[Request], now: float, costs: Costs, expected: float
-    ) -> tuple[int, Float64[np.ndarray, " n"]]:
-        """See `Policy`.
-
-        All requests that wait are planned for, and as many to come as came lately: at each of some
-        S, in batches of each size. (Were only the next batch small, and those behind it full, each
-        turn would save the most urgent request by a small one, and none would ever be full.) What
-        is worth most, by the sum of top-1 of answers in time, is begun.
-        """
-        rows, deadlines, low, high = _plan(requests, now, expected)
-        levels = np.linspace(costs.least_scale, 1.0, LEVELS)[:, None]
-        # [levels, requests]; a request's bounds count more than what is best for all.
-        scales = np.clip(levels, np.maximum(low, costs.least_scale), high)
-        worth, ends = rows * costs.value(scales), np.cumsum(rows)
-        best, chosen = (-1.0, 0.0), (1, scales[0, :1])
-        real_rows = int(ends[len(requests) - 1])
-        for size in costs.sizes(real_rows):
-            # As many whole requests as fit, one at least.
-            count = max(1, int(np.searchsorted(ends[: len(requests)], size, side="right")))
-            first = costs.seconds(rows[:count], scales[:, :count])
-            spent = np.cumsum(rows * costs.seconds_per_row(scales, int(size)), axis=1)
-            finish = now + first[:, None] + _behind(spent, ends, count, int(size))
-            value = (worth * (finish <= deadlines)).sum(axis=1)
-            k = int(value.argmax())
-            # Of plans that are worth as much the one that answers more in a second.
-            found = (float(value[k]), count / float(first[k]))
-            if found > best:
-                best, chosen = found, (count, scales[k, :count])
-        return chosen
-
-
-def _plan(
-    requests: Sequence[Request], now: float, expected: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Rows, deadlines and bounds of S of the requests that wait, and of those to come."""
-    table = np.array([(r.rows, r.deadline, r.min_scale, r.max_scale) for r in requests], float)
-    rows, deadlines, low, high = table.T
-    allowed = float(np.mean([r.deadline - r.arrival for r in requests]))
-    count = min(MOST_EXPECTED, int(expected * allowed))
-    if count:
-        due = now + allowed + (np.arange(count) + 1) * (allowed / count)
-        rows = np.concatenate([rows, np.full(count, rows.mean())])
-        deadlines = np.concatenate([deadlines, due])
-        low, high = (np.concatenate([x, np.full(count, x.mean())]) for x in (low, high))
-    return rows, deadlines, low, high
-
-
-def _behind(spent: np.ndarray, ends: np.ndarray, count: int, size: int) -> np.ndarray:
-    """Seconds from the end of the first batch to that of each request's own, [levels, requests].
-
-    Args:
-      spent: seconds of each request and all before it, [levels, requests].
-      ends: rows of each request and all before it.
-      count: requests of the first batch.
-      size: rows of each batch that follows.
-    """
-    batch = np.ceil((ends[count:] - ends[count - 1]) / size)
-    last = count + np.searchsorted(batch, batch, side="right") - 1
-    last = np.concatenate([np.full(count, count - 1), last])
-    return spent[:, last] - spent[:, count - 1, None]
 
 
 class Scheduler:

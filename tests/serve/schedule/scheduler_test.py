@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from urnet_jax.errors import UserError
 from urnet_jax.runs.profile import Profile
-from urnet_jax.serve.costs import Costs
-from urnet_jax.serve.scheduler import Batch, Request, Scheduler, Shed
-from urnet_jax.serve.simulation import Outcome, simulate
+from urnet_jax.serve.schedule.costs import Costs
+from urnet_jax.serve.schedule.request import Batch, Request, Shed
+from urnet_jax.serve.schedule.scheduler import Scheduler
+from urnet_jax.serve.schedule.simulation import Outcome, simulate
 
 SCALES, SIZES = (0.2, 0.4, 0.7, 1.0), (1, 4, 16)
 TOP1 = (70.0, 80.0, 83.0, 84.0)

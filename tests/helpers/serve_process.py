@@ -1,0 +1,51 @@
+"""A real server in a process of its own, for the tests that ask one."""
+
+import http.client
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+from typing import Any
+
+FLAGS = ("--port=0", "--batch_sizes=1,4,16", "--deadline_ms=60000", "--name=digits")
+
+
+class Server:
+    """A server that runs, and its address."""
+
+    def __init__(self, workdir: pathlib.Path, *flags: str, **environment: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "urnet_jax", "serve", f"--workdir={workdir}", *FLAGS, *flags],
+            env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if match := re.match(r"Ready: http://127.0.0.1:(\d+)/", line):
+                self.port = int(match[1])
+                return
+        raise AssertionError(self.process.communicate()[1])
+
+    def ask(
+        self, path: str, content: Any = None, method: str = "", headers: Any = None
+    ) -> tuple[int, Any, dict[str, str]]:
+        """Status, the body as JSON where it is that, and headers."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        if content is not None and not isinstance(content, bytes):
+            content = json.dumps(content).encode()
+        method = method or ("GET" if content is None else "POST")
+        connection.request(method, path, content, headers or {})
+        response = connection.getresponse()
+        found = response.read()
+        connection.close()
+        is_json = response.headers["content-type"] == "application/json"
+        told = {name.lower(): value for name, value in response.headers.items()}
+        return response.status, json.loads(found) if is_json else found, told
+
+    def stop(self) -> tuple[int, str, str]:
+        self.process.send_signal(signal.SIGTERM)
+        printed, errors = self.process.communicate(timeout=120)
+        return self.process.returncode, printed, errors

@@ -1,0 +1,1 @@
+"""Which requests are answered, when, and at what S: numbers alone, on any clock."""

@@ -1,0 +1,114 @@
+"""How many requests are answered next, and at what S: ours, and what others may be."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float64
+
+from urnet_jax.serve.schedule.costs import Costs
+from urnet_jax.serve.schedule.request import Request
+
+LEVELS = 12
+"""S among which one is chosen for all requests that are due, each within its own bounds."""
+
+MOST_EXPECTED = 256
+"""Requests that are expected to come and are planned for, at most."""
+
+PLANNED = 512
+"""Requests that wait and are planned for, at most."""
+
+RATE_OVER_S = 1.0
+"""Arrivals of so many last seconds say how many are expected."""
+
+MOST_EXPECTED = 256
+"""Requests that are expected to come and are planned for, at most."""
+
+PLANNED = 512
+"""Requests that wait and are planned for, at most."""
+
+RATE_OVER_S = 1.0
+"""Arrivals of so many last seconds say how many are expected."""
+
+
+class Policy(Protocol):
+    """Chooses how many of the waiting requests are answered next, and the S of each."""
+
+    def choose(
+        self, requests: Sequence[Request], now: float, costs: Costs, expected: float
+    ) -> tuple[int, Float64[np.ndarray, " n"]]:
+        """How many of the first requests make the next batch, at least one, and their S.
+
+        Args:
+          requests: those that wait, in order, at least one.
+          now: the time.
+          costs: what batches take.
+          expected: requests that are expected to come, in a second.
+        """
+        ...
+
+
+class Bending:
+    """Ours: the S and the batch by which most answers are expected to be right and in time."""
+
+    def choose(
+        self, requests: Sequence[Request], now: float, costs: Costs, expected: float
+    ) -> tuple[int, Float64[np.ndarray, " n"]]:
+        """See `Policy`.
+
+        All requests that wait are planned for, and as many to come as came lately: at each of some
+        S, in batches of each size. (Were only the next batch small, and those behind it full, each
+        turn would save the most urgent request by a small one, and none would ever be full.) What
+        is worth most, by the sum of top-1 of answers in time, is begun.
+        """
+        rows, deadlines, low, high = _plan(requests, now, expected)
+        levels = np.linspace(costs.least_scale, 1.0, LEVELS)[:, None]
+        # [levels, requests]; a request's bounds count more than what is best for all.
+        scales = np.clip(levels, np.maximum(low, costs.least_scale), high)
+        worth, ends = rows * costs.value(scales), np.cumsum(rows)
+        best, chosen = (-1.0, 0.0), (1, scales[0, :1])
+        real_rows = int(ends[len(requests) - 1])
+        for size in costs.sizes(real_rows):
+            # As many whole requests as fit, one at least.
+            count = max(1, int(np.searchsorted(ends[: len(requests)], size, side="right")))
+            first = costs.seconds(rows[:count], scales[:, :count])
+            spent = np.cumsum(rows * costs.seconds_per_row(scales, int(size)), axis=1)
+            finish = now + first[:, None] + _behind(spent, ends, count, int(size))
+            value = (worth * (finish <= deadlines)).sum(axis=1)
+            k = int(value.argmax())
+            # Of plans that are worth as much the one that answers more in a second.
+            found = (float(value[k]), count / float(first[k]))
+            if found > best:
+                best, chosen = found, (count, scales[k, :count])
+        return chosen
+
+
+def _plan(
+    requests: Sequence[Request], now: float, expected: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Rows, deadlines and bounds of S of the requests that wait, and of those to come."""
+    table = np.array([(r.rows, r.deadline, r.min_scale, r.max_scale) for r in requests], float)
+    rows, deadlines, low, high = table.T
+    allowed = float(np.mean([r.deadline - r.arrival for r in requests]))
+    count = min(MOST_EXPECTED, int(expected * allowed))
+    if count:
+        due = now + allowed + (np.arange(count) + 1) * (allowed / count)
+        rows = np.concatenate([rows, np.full(count, rows.mean())])
+        deadlines = np.concatenate([deadlines, due])
+        low, high = (np.concatenate([x, np.full(count, x.mean())]) for x in (low, high))
+    return rows, deadlines, low, high
+
+
+def _behind(spent: np.ndarray, ends: np.ndarray, count: int, size: int) -> np.ndarray:
+    """Seconds from the end of the first batch to that of each request's own, [levels, requests].
+
+    Args:
+      spent: seconds of each request and all before it, [levels, requests].
+      ends: rows of each request and all before it.
+      count: requests of the first batch.
+      size: rows of each batch that follows.
+    """
+    batch = np.ceil((ends[count:] - ends[count - 1]) / size)
+    last = count + np.searchsorted(batch, batch, side="right") - 1
+    last = np.concatenate([np.full(count, count - 1), last])
+    return spent[:, last] - spent[:, count - 1, None]
