@@ -2,6 +2,7 @@
 PYTHON ?= python3
 UV ?= uv
 TORCH ?= torch==2.13.0
+TRITON ?= tritonclient[http]==2.73.0
 
 # More processes than four gain nothing on a large machine.
 PYTEST = JAX_PLATFORMS=cpu .venv/bin/python -m pytest -q -n logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
@@ -15,14 +16,15 @@ demo: .venv/installed
 	.venv/bin/python train.py --config=configs/digits.py --workdir=runs/digits
 	.venv/bin/urnet calibrate --workdir=runs/digits
 	.venv/bin/python evaluate.py --workdir=runs/digits
+	@echo; echo 'Serve it: .venv/bin/urnet serve --workdir=runs/digits'
 
 test: lint
 	$(PYTEST) -m 'not slow'
 
-# Everything, compiled as a user's run is: slow tests and those that need PyTorch too.
+# Everything, compiled as a user's run is: slow tests and those that need PyTorch or Triton's client.
 test-all: lint
-	.venv/bin/python -c 'import torch' 2>/dev/null \
-	  || .venv/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	.venv/bin/python -c 'import torch, tritonclient' 2>/dev/null \
+	  || .venv/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH) '$(TRITON)'
 	$(PYTEST) --optimized
 
 lint: .venv/installed

@@ -4,6 +4,7 @@ import concurrent.futures
 import http.client
 import json
 import os
+import pathlib
 import re
 import shutil
 import socket
@@ -19,6 +20,8 @@ import pytest
 
 from helpers.serve_process import Server
 from urnet_jax.runs import export
+
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 pytestmark = pytest.mark.slow
 
@@ -163,6 +166,18 @@ def test_bad_requests_of_every_kind_get_a_sentence_and_the_server_lives(server, 
     assert connection.getresponse().status == 413
     connection.close()
     assert server.ask(INFER, request(images[:1]))[0] == 200
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
+def test_the_line_of_the_docs_works(server, tmp_path):
+    page = (ROOT / "docs/serving.md").read_text()
+    (block,) = [text for text in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) if "curl" in text]
+    line = block.replace("python -c", f"{sys.executable} -c").replace("8000", str(server.port))
+    line = line.replace('"deadline_ms": 50', '"deadline_ms": 60000').replace("curl", "curl -sS")
+    done = subprocess.run(["bash", "-ec", line], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
+    assert found["parameters"]["scale_used"] <= 0.5 and len(found["outputs"][0]["data"]) == 1
 
 
 def test_a_new_checkpoint_takes_over_and_no_request_is_lost(server, images):
