@@ -15,7 +15,7 @@ from urnet_jax.serve import budgets, pixels
 from urnet_jax.serve.engine import Answer, Engine
 from urnet_jax.serve.predictor import Predictor
 from urnet_jax.serve.schedule.request import Shed
-from urnet_jax.serve.web import protocol
+from urnet_jax.serve.web import page, protocol
 from urnet_jax.serve.web.http import (
     Receive,
     Refused,
@@ -29,6 +29,12 @@ from urnet_jax.serve.web.http import (
 )
 from urnet_jax.serve.web.metrics import Metrics
 from urnet_jax.version import __version__
+
+PAGE_HEADERS = (
+    (b"content-security-policy", b"default-src 'self' 'unsafe-inline'; img-src 'self' blob: data:"),
+    (b"x-content-type-options", b"nosniff"),
+)
+"""The page needs itself alone, and no other may be put into it."""
 
 
 def _json(what: Any) -> Reply:
@@ -47,6 +53,7 @@ class App:
             for path, handler in (
                 (r"/v2", self._server), (r"/v2/health/live", self._live),
                 (r"/v2/health/ready", self._is_ready), (r"/metrics", self._metrics),
+                (r"/", self._page), (r"/load", self._recent),
                 (r"/v2/models/(?P<model>[^/]+)(/versions/(?P<version>[^/]+))?", self._model),
                 (r"/v2/models/(?P<model>[^/]+)(/versions/(?P<version>[^/]+))?/ready", self._ready),
                 (r"/v2/models/(?P<model>[^/]+)(/versions/(?P<version>[^/]+))?/config",
@@ -155,6 +162,13 @@ class App:
 
     async def _ready(self, *_: Any, **__: Any) -> Reply:
         return await self._is_ready()
+
+    async def _page(self, *_: Any) -> Reply:
+        content = page.page(self.engine.predictor, self.settings.name)
+        return Reply(200, content, PAGE_HEADERS, b"text/html; charset=utf-8")
+
+    async def _recent(self, *_: Any) -> Reply:
+        return _json(self.metrics.recent.summary())
 
     async def _metrics(self, *_: Any) -> Reply:
         return Reply(200, self.metrics.text(self.engine), kind=b"text/plain; version=0.0.4")

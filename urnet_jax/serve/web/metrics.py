@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from urnet_jax.serve.engine import Answer, Engine
 from urnet_jax.serve.schedule.request import Batch
+from urnet_jax.serve.web.recent import Recent
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
@@ -50,6 +51,7 @@ class Metrics:
         self.compilations = Gauge("urnet_compilations", "Programs that were compiled.", **of)
         for outcome in OUTCOMES:
             self.requests.labels(outcome)
+        self.recent = Recent()
         self._lock = threading.Lock()
         self._totals: dict[str, int] = dict.fromkeys(OUTCOMES, 0)
         self._seconds = {"queue": 0.0, "compute": 0.0, "latency": 0.0}
@@ -66,11 +68,13 @@ class Metrics:
         self.requests.labels(event).inc()
         if event == "shed":
             self.shed.labels(what[1]).inc()
+            self.recent.add(event)
         elif event in ("answered", "late"):
-            self._answered(*what)
+            self._answered(event, *what)
 
-    def _answered(self, request: Any, answer: Answer) -> None:
+    def _answered(self, event: str, request: Any, answer: Answer) -> None:
         latency = answer.queue_s + answer.compute_s
+        self.recent.add(event, latency, float(np.mean(answer.prediction.scale)))
         self.images.inc(request.rows)
         for histogram, seconds in (
             (self.latency, latency), (self.queue, answer.queue_s), (self.compute, answer.compute_s),
