@@ -21,12 +21,13 @@ class Profile:
 
     Attributes:
       scales: S, ascending.
-      top1_percent: at each S, on images that neither training nor calibration saw the labels of.
+      top1_percent: at each S, on training images that calibration was not fitted on: it says how S
+        compare, and not how well the network does on new images.
       flops_shares: the mean share of FLOPs that those images used at each S.
       images: how many they are.
       batch_sizes: ascending.
       seconds: the time of a call at each S, for each batch size; a list of lists.
-      about: of what: device, versions, execution, date.
+      about: of what: device, versions, dataset, date.
     """
 
     scales: tuple[float, ...]
@@ -109,5 +110,8 @@ def _check(profile: Profile) -> None:
         raise ValueError("lists of different lengths")
     if not (np.diff(scales) > 0).all() or not (np.diff(sizes) > 0).all() or sizes[0] < 1:
         raise ValueError("scales or batch sizes that do not ascend")
-    if not (seconds > 0).all() or scales[0] < 0 or scales[-1] > 1:
+    measured = np.array([*profile.top1_percent, *profile.flops_shares], float)
+    if not np.isfinite(measured).all() or not isinstance(profile.about, Mapping):
+        raise ValueError("top-1 or shares that are no numbers")
+    if not (np.isfinite(seconds) & (seconds > 0)).all() or scales[0] < 0 or scales[-1] > 1:
         raise ValueError("times that are none, or scales outside of [0, 1]")

@@ -1,5 +1,7 @@
 """What a batch is expected to take, and an answer to be worth, at each S."""
 
+import math
+
 import numpy as np
 from jaxtyping import Float, Float64, Int
 
@@ -9,6 +11,14 @@ from urnet_jax.runs.profile import Profile
 SLOWER, FASTER = 0.3, 0.03
 """How far the correction follows a batch that took longer than expected, and one that took less:
 being late costs an answer, being early a little accuracy."""
+
+RELAXES_S = 1.0
+"""A correction above 1 fades over so many seconds in which nothing is run: else a few slow batches
+would have all requests refused for good, for none would ever run and be fast."""
+
+TIME_TO_SPARE = 1e-3
+"""What S = 1 is worth beyond S = 0, as a share of answers that are right: where top-1 does not rise
+with S, as on images that were learned by heart, the larger S is taken while there is time."""
 
 LARGEST_STEP = 4.0
 """One batch moves the correction as if it had taken at most so many times what was expected."""
@@ -56,8 +66,8 @@ class Costs:
         return next((size for size in self.batch_sizes if size >= rows), self.largest)
 
     def value(self, scale: Float[np.ndarray, "..."]) -> Float64[np.ndarray, "..."]:
-        """How likely an answer at S is right."""
-        return np.asarray(np.interp(scale, self.scales, self.top1))
+        """How likely an answer at S is right, and a trifle for the S itself."""
+        return np.asarray(np.interp(scale, self.scales, self.top1) + TIME_TO_SPARE * scale)
 
     def seconds(
         self, rows: Float64[np.ndarray, " n"], scale: Float[np.ndarray, "*k n"]
@@ -95,6 +105,11 @@ class Costs:
             return
         ratio = min(took_s / expected_s, LARGEST_STEP)
         self.correction *= 1 + (ratio - 1) * (SLOWER if ratio > 1 else FASTER)
+
+    def relax(self, idle_s: float) -> None:
+        """Lets a correction above 1 fade, after so many seconds in which nothing was run."""
+        if self.correction > 1 and idle_s > 0:
+            self.correction = 1 + (self.correction - 1) * math.exp(-idle_s / RELAXES_S)
 
     def sizes(self, rows: int) -> Int[np.ndarray, " k"]:
         """Batch sizes that make sense with so many images waiting, ascending."""

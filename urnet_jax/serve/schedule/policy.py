@@ -1,7 +1,7 @@
 """How many requests are answered next, and at what S: ours, and what others may be."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Float64
@@ -13,29 +13,30 @@ LEVELS = 12
 """S among which one is chosen for all requests that are due, each within its own bounds."""
 
 MOST_EXPECTED = 256
-"""Requests that are expected to come and are planned for, at most."""
+"""In so many parts, at most, are those to come planned for."""
 
-PLANNED = 512
-"""Requests that wait and are planned for, at most."""
 
-RATE_OVER_S = 1.0
-"""Arrivals of so many last seconds say how many are expected."""
+FULL = 0.8
+"""The share of the room for waiting images that is planned with."""
 
-MOST_EXPECTED = 256
-"""Requests that are expected to come and are planned for, at most."""
 
-PLANNED = 512
-"""Requests that wait and are planned for, at most."""
+class Outlook(NamedTuple):
+    """What is known of requests that are still to come.
 
-RATE_OVER_S = 1.0
-"""Arrivals of so many last seconds say how many are expected."""
+    Attributes:
+      per_s: how many are expected in a second.
+      most_rows: images that may wait.
+    """
+
+    per_s: float
+    most_rows: int
 
 
 class Policy(Protocol):
     """Chooses how many of the waiting requests are answered next, and the S of each."""
 
     def choose(
-        self, requests: Sequence[Request], now: float, costs: Costs, expected: float
+        self, requests: Sequence[Request], now: float, costs: Costs, outlook: Outlook
     ) -> tuple[int, Float64[np.ndarray, " n"]]:
         """How many of the first requests make the next batch, at least one, and their S.
 
@@ -43,7 +44,7 @@ class Policy(Protocol):
           requests: those that wait, in order, at least one.
           now: the time.
           costs: what batches take.
-          expected: requests that are expected to come, in a second.
+          outlook: on those to come.
         """
         ...
 
@@ -52,7 +53,7 @@ class Bending:
     """Ours: the S and the batch by which most answers are expected to be right and in time."""
 
     def choose(
-        self, requests: Sequence[Request], now: float, costs: Costs, expected: float
+        self, requests: Sequence[Request], now: float, costs: Costs, outlook: Outlook
     ) -> tuple[int, Float64[np.ndarray, " n"]]:
         """See `Policy`.
 
@@ -61,7 +62,7 @@ class Bending:
         turn would save the most urgent request by a small one, and none would ever be full.) What
         is worth most, by the sum of top-1 of answers in time, is begun.
         """
-        rows, deadlines, low, high = _plan(requests, now, expected)
+        rows, deadlines, low, high = _plan(requests, now, outlook)
         levels = np.linspace(costs.least_scale, 1.0, LEVELS)[:, None]
         # [levels, requests]; a request's bounds count more than what is best for all.
         scales = np.clip(levels, np.maximum(low, costs.least_scale), high)
@@ -84,17 +85,24 @@ class Bending:
 
 
 def _plan(
-    requests: Sequence[Request], now: float, expected: float
+    requests: Sequence[Request], now: float, outlook: Outlook
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Rows, deadlines and bounds of S of the requests that wait, and of those to come."""
+    """Rows, deadlines and bounds of S of the requests that wait, and of those to come.
+
+    Those to come within the time that a request is allowed have a deadline of that time, or sooner
+    where the queue would be full before.
+    """
     table = np.array([(r.rows, r.deadline, r.min_scale, r.max_scale) for r in requests], float)
     rows, deadlines, low, high = table.T
     allowed = float(np.mean([r.deadline - r.arrival for r in requests]))
-    count = min(MOST_EXPECTED, int(expected * allowed))
+    expected = outlook.per_s * allowed
+    count = min(MOST_EXPECTED, int(expected))
     if count:
-        due = now + allowed + (np.arange(count) + 1) * (allowed / count)
-        rows = np.concatenate([rows, np.full(count, rows.mean())])
-        deadlines = np.concatenate([deadlines, due])
+        come = now + (np.arange(count) + 1) * (allowed / count)
+        full_s = FULL * outlook.most_rows / (outlook.per_s * rows.mean())
+        own_rows = rows.mean() * expected / count
+        rows = np.concatenate([rows, np.full(count, own_rows)])
+        deadlines = np.concatenate([deadlines, come + min(allowed, full_s)])
         low, high = (np.concatenate([x, np.full(count, x.mean())]) for x in (low, high))
     return rows, deadlines, low, high
 

@@ -53,8 +53,8 @@ class Shed(Exception):
     """A request that is not answered, and why.
 
     Attributes:
-      reason: `late` (it cannot be answered in time), `full` (too many wait), `expired` (its time
-        ran out while it waited), `stopping` (the server ends).
+      reason: `late` (it cannot be answered in time now), `impossible` (nor ever), `full` (too many
+        wait), `expired` (its time ran out while it waited), `stopping` (the server ends).
       retry_after_s: after which another try may well succeed.
     """
 

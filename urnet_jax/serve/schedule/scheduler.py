@@ -3,16 +3,15 @@
 Time is an argument everywhere, so that a simulation and a server run the same code.
 """
 
-import bisect
 import collections
 import itertools
-from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from urnet_jax.serve.schedule.costs import Costs
-from urnet_jax.serve.schedule.policy import Bending, Policy
+from urnet_jax.serve.schedule.policy import Bending, Outlook, Policy
 from urnet_jax.serve.schedule.request import Batch, Request, Shed
+from urnet_jax.serve.schedule.waiting import Least, Waiting
 
 PLANNED = 512
 """Requests that wait and are planned for, at most."""
@@ -20,53 +19,8 @@ PLANNED = 512
 RATE_OVER_S = 1.0
 """Arrivals of so many last seconds say how many are expected."""
 
-RATE_OVER_S = 1.0
-"""Arrivals of so many last seconds say how many are expected."""
-
-
-class Waiting:
-    """The queue: by priority, then by deadline, then by arrival."""
-
-    def __init__(self) -> None:
-        self._queue: list[Request] = []
-        self._keys: list[tuple[float, float, int]] = []
-        self._least: list[float] = []
-        self._count = itertools.count()
-        self.rows = 0
-
-    def __len__(self) -> int:
-        return len(self._queue)
-
-    def __iter__(self) -> Iterator[Request]:
-        return iter(self._queue)
-
-    def __getitem__(self, place: slice) -> list[Request]:
-        return self._queue[place]
-
-    def place_of(self, request: Request) -> int:
-        """How many would be answered before it."""
-        return bisect.bisect(self._keys, (-request.priority, request.deadline, 1 << 62))
-
-    def least_s(self, place: int) -> float:
-        """The sum of what those before a place were said to take at least."""
-        return sum(self._least[:place])
-
-    def add(self, request: Request, least_s: float) -> None:
-        """Has a request wait, which takes `least_s` seconds of full batches at least."""
-        key = (-request.priority, request.deadline, next(self._count))
-        place = bisect.bisect(self._keys, key)
-        self._keys.insert(place, key)
-        self._queue.insert(place, request)
-        self._least.insert(place, least_s)
-        self.rows += request.rows
-
-    def take(self, places: Sequence[int]) -> list[Request]:
-        """Removes the requests at these places, which ascend, and returns them."""
-        taken = [self._queue[place] for place in places]
-        for place in reversed(places):
-            del self._queue[place], self._keys[place], self._least[place]
-        self.rows -= sum(request.rows for request in taken)
-        return taken
+REMEMBERED = 16_384
+"""Arrivals that are remembered for that, at most."""
 
 
 class Scheduler:
@@ -80,15 +34,15 @@ class Scheduler:
 
         Args:
           costs: what batches take; `done` corrects it.
-          policy: chooses S and batches; by default `Bending`.
+          policy: chooses S and batches; by default `policy.Bending`.
           most_rows: images that may wait.
           margin_s: an answer is planned to be there so much before its deadline.
         """
         self.costs, self.policy = costs, policy or Bending()
         self.most_rows, self.margin_s = most_rows, margin_s
         self.waiting = Waiting()
-        self._arrivals: collections.deque[float] = collections.deque(maxlen=4096)
-        self._busy_until = 0.0
+        self._arrivals: collections.deque[float] = collections.deque(maxlen=REMEMBERED)
+        self._busy_until = self._told = 0.0
 
     def expected(self, now: float) -> float:
         """Requests that came in each of the last seconds, those included that were refused."""
@@ -103,28 +57,58 @@ class Scheduler:
           Shed: too many wait, or it would be late even at the smallest S.
         """
         self._arrivals.append(now)
-        place = self.waiting.place_of(request)
-        # Where others wait, it shares a batch with them.
-        own_s = self._alone(request)
-        if place:
-            own_s = max(own_s, self.costs.alone(self.costs.largest, self.costs.least_scale))
-        finish = now + self._ahead(place, now) + own_s
+        if now >= self._busy_until and not len(self.waiting):
+            # Nothing runs that could say whether batches still take as long as the last ones did.
+            self.costs.relax(now - max(self._told, self._busy_until))
+            self._told = now
+        least = self._least(request)
+        shortest = least.alone_s + self.margin_s
+        if shortest > request.deadline - request.arrival:
+            raise Shed(
+                "impossible", f"It is due in {1e3 * (request.deadline - request.arrival):.3g} ms, "
+                f"and takes {1e3 * shortest:.3g} ms at least.",
+            )  # fmt: skip
         if self.waiting.rows + request.rows > self.most_rows:
             raise Shed(
                 "full", f"{self.waiting.rows} images wait already, of {self.most_rows} at most.",
-                self._ahead(len(self.waiting), now),
+                self._backlog_s(now),
             )  # fmt: skip
-        late = finish + self.margin_s - request.deadline
+        late = now + self._soonest_s(request, least, now) + self.margin_s - request.deadline
         if late > 0:
             raise Shed("late", "It cannot be answered before its deadline.", late)
-        least = max(request.min_scale, self.costs.least_scale)
-        per_row = float(self.costs.seconds_per_row(np.array(least))) / self.costs.correction
-        self.waiting.add(request, request.rows * per_row)
+        self.waiting.add(request, least)
 
-    def _ahead(self, place: int, now: float) -> float:
-        """Seconds until the requests before this place are answered, each at its smallest S."""
-        running = max(0.0, self._busy_until - now)
-        return running + self.costs.correction * self.waiting.least_s(place)
+    def _least(self, request: Request) -> Least:
+        """What the request takes at its smallest S, before times are corrected."""
+        costs = self.costs
+        scale = max(request.min_scale, costs.least_scale)
+        per_row = costs.seconds_per_row(np.array([scale, costs.least_scale]))
+        alone_s = costs.alone(request.rows, scale) / costs.correction
+        return Least(alone_s, request.rows * float(per_row[0] / per_row[1]))
+
+    def _soonest_s(self, request: Request, least: Least, now: float) -> float:
+        """Seconds until its answer, all before it at their smallest S, in batches of any size."""
+        place, rows = self.waiting.ahead_of(request)
+        running, costs = max(0.0, self._busy_until - now), self.costs
+        alone = costs.correction * least.alone_s
+        if not place:
+            return running + alone
+        # It shares a batch with those before it: a small one is sooner there, a large one serves
+        # more of them in a second.
+        found = []
+        for size in costs.batch_sizes:
+            per_row = float(costs.seconds_per_row(np.array(costs.least_scale), size))
+            found.append(rows * per_row + max(alone, costs.alone(size, costs.least_scale)))
+        return running + min(found)
+
+    def _backlog_s(self, now: float) -> float:
+        """Seconds until all that wait are answered, each at its smallest S."""
+        per_row = float(self.costs.seconds_per_row(np.array(self.costs.least_scale)))
+        return max(0.0, self._busy_until - now) + per_row * self.waiting.least_rows()
+
+    def retry_after_s(self, now: float) -> float:
+        """After which one that was given up may well be answered."""
+        return self._backlog_s(now)
 
     def turn(self, now: float) -> tuple[Batch | None, list[Request]]:
         """What is to be answered now, if anything is, and the requests that are given up.
@@ -132,12 +116,12 @@ class Scheduler:
         Given up is what cannot be answered in time any more, even alone and at once, and what would
         be late in the batch that is worth most. Neither is begun.
         """
-        lost = self._expired(now)
+        lost = self.waiting.take(self.waiting.late(now, self.costs.correction))
+        outlook = Outlook(self.expected(now), self.most_rows)
         while len(self.waiting):
-            queue = self.waiting[:PLANNED]
             # Answers are planned to be there a little before they are due.
             count, scales = self.policy.choose(
-                queue, now + self.margin_s, self.costs, self.expected(now)
+                self.waiting.first(PLANNED), now + self.margin_s, self.costs, outlook
             )
             taken, scales = self.waiting.take(range(count)), np.asarray(scales, np.float64)
             rows = np.array([request.rows for request in taken], float)
@@ -152,20 +136,7 @@ class Scheduler:
             return Batch(kept, scales[in_time], expected_s), lost
         return None, lost
 
-    def _expired(self, now: float) -> list[Request]:
-        """Removes the requests that cannot be answered in time any more, even alone and at once."""
-        soon = now + self.costs.alone(self.costs.largest, 1.0)  # No request takes longer.
-        late = [
-            place for place, request in enumerate(self.waiting)
-            if request.deadline < soon and now + self._alone(request) > request.deadline
-        ]  # fmt: skip
-        return self.waiting.take(late)
-
-    def _alone(self, request: Request) -> float:
-        """What it takes by itself, at its smallest S."""
-        return self.costs.alone(request.rows, max(request.min_scale, self.costs.least_scale))
-
     def done(self, batch: Batch, now: float, took_s: float) -> None:
         """Says that a batch is answered, and how long that took."""
-        self._busy_until = now
+        self._busy_until = self._told = now
         self.costs.observe(batch.expected_s, took_s)

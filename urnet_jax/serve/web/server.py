@@ -12,6 +12,7 @@ from etils import epath
 from urnet_jax.errors import UserError
 from urnet_jax.serve.engine import Engine
 from urnet_jax.serve.predictor import BATCH_SIZES, Predictor, load
+from urnet_jax.serve.schedule.policy import Policy
 from urnet_jax.serve.web.app import App
 from urnet_jax.serve.web.http import Settings
 from urnet_jax.serve.web.metrics import Metrics
@@ -38,6 +39,7 @@ def serve(
     batch_sizes: Sequence[int] = BATCH_SIZES,
     body_limit: int = 0,
     token: str = "",
+    policy: Policy | None = None,
 ) -> None:
     """Serves a network until SIGTERM or Ctrl-C, after which it answers what it took.
 
@@ -52,6 +54,7 @@ def serve(
       batch_sizes: for which the network is compiled.
       body_limit: bytes of a request's body; 0: enough for a full batch as JSON.
       token: that requests have to carry; empty: none.
+      policy: chooses S and batches; by default `schedule.policy.Bending`.
 
     Raises:
       UserError: there is no such network, it cannot be served here, or the port is taken.
@@ -67,7 +70,7 @@ def serve(
         print("Compiling for batches of "
               f"{', '.join(map(str, predictor.batch_sizes))} images ...", flush=True)  # fmt: skip
         metrics = Metrics()
-        engine = Engine(predictor, most_rows=most_waiting, observe=metrics.observe)
+        engine = Engine(predictor, policy=policy, most_rows=most_waiting, observe=metrics.observe)
         height, width, channels = predictor.image_shape
         numbers = predictor.batch_sizes[-1] * height * width * channels
         settings = Settings(
