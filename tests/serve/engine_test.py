@@ -10,7 +10,7 @@ import pytest
 
 import urnet_jax
 from urnet_jax.errors import UserError
-from urnet_jax.serve.engine import Engine
+from urnet_jax.serve.engine import Engine, Failed
 from urnet_jax.serve.predictor import Predictor
 from urnet_jax.serve.schedule.request import Shed
 
@@ -66,8 +66,13 @@ def test_all_are_answered_and_nothing_is_compiled(engine, predictor, images):
 
 
 def test_what_cannot_be_in_time_is_refused_at_once(engine, images):
+    pixels, now = images[:1].astype(np.float32), time.monotonic()
     with pytest.raises(Shed) as shed:
-        engine.submit(images[:1].astype(np.float32), time.monotonic() - 1)
+        engine.submit(pixels, now - 1)
+    assert shed.value.reason == "impossible"
+    # One that was a minute in coming, of the minute that it had, may well be sent again.
+    with pytest.raises(Shed) as shed:
+        engine.submit(pixels, now, arrival=now - 60)
     assert shed.value.reason == "late" and shed.value.retry_after_s > 0
 
 
@@ -89,6 +94,8 @@ def test_who_gave_up_waiting_disturbs_nobody(predictor, images):
     cancelled = [future for future in futures[::2] if future.cancel()]
     engine.stop()
     assert cancelled
+    # Nothing was computed for them.
+    assert sum(future.cancelled() for future in futures) == len(cancelled)
     assert all(future.cancelled() or future.result().prediction for future in futures)
 
 
@@ -141,7 +148,37 @@ def test_a_device_that_fails_is_told_and_survived(predictor, images):
         future = engine.submit(images[:1].astype(np.float32), soon())
         told.append(future.exception(60))
     engine.stop()
-    assert {type(error) for error in told} == {RuntimeError, type(None)}
+    assert {type(error) for error in told} == {Failed, type(None)}
+
+
+class Raising:
+    """A policy with a defect."""
+
+    def choose(self, requests, now, costs, outlook):
+        raise ZeroDivisionError("no batch")
+
+
+def test_a_defect_leaves_nobody_waiting(predictor, images, capfd):
+    engine = Engine(predictor, policy=Raising())
+    future = engine.submit(images[:1].astype(np.float32), soon())
+    assert isinstance(future.exception(60), Failed)
+    assert not engine.alive
+    with pytest.raises(Failed, match="The engine has failed: no batch"):
+        engine.submit(images[:1].astype(np.float32), soon())
+    engine.stop()
+    assert "ZeroDivisionError" in capfd.readouterr().err
+
+
+def test_whoever_observes_cannot_stop_it(predictor, images, capfd):
+    def observe(event: str, what: object) -> None:
+        raise ValueError(event)
+
+    engine = Engine(predictor, observe=observe)
+    for _ in range(3):
+        answer = engine.submit(images[:1].astype(np.float32), soon()).result(60)
+        assert answer.step == predictor.bundle.meta.step
+    engine.stop()
+    assert engine.alive and "ValueError: answered" in capfd.readouterr().err
 
 
 def test_what_cannot_be_served_is_one_sentence(finished):

@@ -26,6 +26,7 @@ def main() -> None:
     --most_waiting  images that may wait (default: 1024)
     --batch_sizes   for which the network is compiled (default: 1,2,4,8,16,32)
     --body_limit    bytes of a request (default: enough for the largest batch as JSON)
+    --held_mb       mebibytes of all requests that wait (default: 1024)
     --token_file    a file with a token, which requests then have to carry in a header,
                     Authorization: Bearer TOKEN (default: the environment's URNET_TOKEN, if any)
 
@@ -47,6 +48,7 @@ def _parse(argv: list[str]) -> str:
     flags.DEFINE_integer("most_waiting", 1024, "Images that may wait.", lower_bound=1)
     flags.DEFINE_string("batch_sizes", "1,2,4,8,16,32", "For which the network is compiled.")
     flags.DEFINE_integer("body_limit", 0, "Bytes of a request.", lower_bound=0)
+    flags.DEFINE_integer("held_mb", 1024, "Mebibytes of what waits.", lower_bound=1)
     flags.DEFINE_string("token_file", "", "A file with a token.")
     parse(argv)
     check_workdir()
@@ -91,5 +93,6 @@ def _serve(token: str) -> None:
         most_waiting=FLAGS.most_waiting,
         batch_sizes=batch_sizes_of(FLAGS.batch_sizes),
         body_limit=FLAGS.body_limit,
+        held_mb=FLAGS.held_mb,
         token=token,
     )

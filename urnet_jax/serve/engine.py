@@ -2,8 +2,10 @@
 
 import concurrent.futures
 import dataclasses
+import itertools
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -29,11 +31,17 @@ class Answer:
       prediction: of its images.
       queue_s: how long it waited.
       compute_s: how long its batch took.
+      step: of the checkpoint that answered.
     """
 
     prediction: Prediction
     queue_s: float
     compute_s: float
+    step: int
+
+
+class Failed(RuntimeError):
+    """A batch, or the engine itself, failed in a way that is no fault of the request."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -60,22 +68,29 @@ class Engine:
           most_rows: images that may wait.
           margin_s: see `schedule.scheduler.Scheduler`.
           observe: f(event, what) is told of `answered` (Request, Answer), `late` (the same, past
-            its deadline), `shed` (Request, reason) and `batch` (Batch); it must be fast.
+            its deadline), `shed` (Request, reason), `failed` (Request, error) and `batch` (Batch);
+            it must be fast, and an error of its own is printed and passed over.
           clock: seconds, of the deadlines too.
 
         Raises:
-          UserError: the network does not heed S, or was not profiled on this device.
+          UserError: the network does not heed S, or was not profiled on this device; fewer images
+            may wait than the largest batch has.
         """
         self._check(predictor)
+        if most_rows < predictor.batch_sizes[-1]:
+            raise UserError(
+                f"most_rows is {most_rows}; expected at least {predictor.batch_sizes[-1]}, the "
+                "images of the largest batch."
+            )
         predictor.warm_up()
-        self._predictor, self._clock = predictor, clock
-        self._observe = observe or (lambda event, what: None)
+        self._predictor, self._clock, self._observe = predictor, clock, observe
         self._options: dict[str, Any] = {
             "policy": policy, "most_rows": most_rows, "margin_s": margin_s,
         }  # fmt: skip
         self._scheduler = self._make_scheduler(predictor)
         self._changed = threading.Condition()
         self._stopping = False
+        self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="urnet-engine", daemon=True)
         self._thread.start()
 
@@ -92,6 +107,11 @@ class Engine:
         profile = predictor.bundle.profile
         assert profile is not None
         return Scheduler(Costs(profile, predictor.batch_sizes), **self._options)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still answers; a policy that raises ends it."""
+        return self._error is None
 
     @property
     def predictor(self) -> Predictor:
@@ -115,7 +135,7 @@ class Engine:
 
     def submit(
         self, images: Float32[np.ndarray, "n H W C"], deadline: float, *, min_scale: float = 0.0,
-        max_scale: float = 1.0, priority: int = 0,
+        max_scale: float = 1.0, priority: int = 0, arrival: float | None = None,
     ) -> "concurrent.futures.Future[Answer]":  # fmt: skip
         """Asks for an answer before a time of the engine's clock.
 
@@ -125,6 +145,7 @@ class Engine:
           min_scale: S is at least this.
           max_scale: S is at most this.
           priority: higher ones are answered first.
+          arrival: when it came, where it had to be read first; by default now.
 
         Returns:
           The answer, or `Shed` where its time ran out while it waited.
@@ -134,14 +155,17 @@ class Engine:
         """
         now = self._clock()
         asked = _Asked(images, concurrent.futures.Future())
-        request = Request(len(images), now, deadline, min_scale, max_scale, priority, asked)
+        came = now if arrival is None else arrival
+        request = Request(len(images), came, deadline, min_scale, max_scale, priority, asked)
         with self._changed:
             try:
+                if self._error is not None:
+                    raise Failed(f"The engine has failed: {self._error}")
                 if self._stopping:
                     raise Shed("stopping", "The server is about to end.", 1.0)
                 self._scheduler.admit(request, now)
             except Shed as shed:
-                self._observe("shed", (request, shed.reason))
+                self._tell("shed", (request, shed.reason))
                 raise
             self._changed.notify()
         return asked.future
@@ -162,8 +186,9 @@ class Engine:
             )
         predictor.warm_up()  # While the other one answers.
         with self._changed:
-            fresh = self._make_scheduler(predictor)
-            self._scheduler.costs = fresh.costs
+            costs = self._make_scheduler(predictor).costs
+            costs.correction = self._scheduler.costs.correction  # It is the machine's.
+            self._scheduler.costs = costs
             self._predictor = predictor
 
     def stop(self) -> None:
@@ -174,54 +199,82 @@ class Engine:
         self._thread.join()
 
     def _run(self) -> None:
-        """The thread's work."""
+        """The thread's work; an error in it leaves nobody waiting."""
+        try:
+            self._work()
+        except Exception as error:
+            traceback.print_exc()
+            with self._changed:
+                self._error = error
+                count = len(self._scheduler.waiting)
+                left = self._scheduler.waiting.take(range(count))
+            for request in left:
+                self._fail(request, error)
+
+    def _work(self) -> None:
         while True:
             with self._changed:
                 while not len(self._scheduler.waiting) and not self._stopping:
                     self._changed.wait()
-                batch, lost = self._scheduler.turn(self._clock())
-                predictor = self._predictor
+                now, predictor = self._clock(), self._predictor
+                batch, lost = self._scheduler.turn(now)
+                retry_s = self._scheduler.retry_after_s(now) if lost else 0.0
                 if batch is None and self._stopping and not len(self._scheduler.waiting):
-                    self._give_up(lost)
+                    self._give_up(lost, retry_s)
                     return
-            self._give_up(lost)
+            self._give_up(lost, retry_s)
             if batch is not None:
                 self._answer(batch, predictor)
 
-    def _give_up(self, lost: list[Request]) -> None:
+    def _give_up(self, lost: list[Request], retry_s: float) -> None:
         for request in lost:
-            self._observe("shed", (request, "expired"))
-            self._resolve(request, Shed("expired", "Its time ran out while it waited."))
+            future = request.payload.future
+            if future.set_running_or_notify_cancel():
+                self._tell("shed", (request, "expired"))
+                future.set_exception(Shed("expired", "Its time ran out as it waited.", retry_s))
 
     def _answer(self, batch: Batch, predictor: Predictor) -> None:
-        """Runs a batch, and hands each request its part."""
-        rows = [request.rows for request in batch.requests]
-        images = np.concatenate([request.payload.images for request in batch.requests])
-        scales = np.repeat(batch.scales.astype(np.float32), rows)
+        """Runs a batch, and hands each request its part; of those who gave up waiting nothing."""
+        kept = [r.payload.future.set_running_or_notify_cancel() for r in batch.requests]
+        requests = tuple(itertools.compress(batch.requests, kept))
+        if not requests:
+            return
         start = self._clock()
         try:
-            whole = predictor.predict(images, scales)
-        except Exception as error:  # A device may fail in ways of its own; the server lives on.
-            for request in batch.requests:
-                self._resolve(request, error)
+            rows = [request.rows for request in requests]
+            images = np.concatenate([request.payload.images for request in requests])
+            scales = np.repeat(batch.scales[kept].astype(np.float32), rows)
+            parts = _split(predictor.predict(images, scales), rows)
+        except Exception as error:  # A device may fail in ways of its own; the engine lives on.
+            for request in requests:
+                self._fail(request, error)
             return
         end = self._clock()
-        with self._changed:
-            self._scheduler.done(batch, end, end - start)
-        self._observe("batch", batch)
-        for request, part in zip(batch.requests, _split(whole, rows), strict=True):
-            answer = Answer(part, start - request.arrival, end - start)
-            self._observe("late" if end > request.deadline else "answered", (request, answer))
-            self._resolve(request, answer)
+        if len(requests) == len(batch.requests):
+            with self._changed:
+                self._scheduler.done(batch, end, end - start)
+        self._tell("batch", batch)
+        step = predictor.bundle.meta.step
+        for request, part in zip(requests, parts, strict=True):
+            answer = Answer(part, start - request.arrival, end - start, step)
+            self._tell("late" if end > request.deadline else "answered", (request, answer))
+            request.payload.future.set_result(answer)
 
-    def _resolve(self, request: Request, result: Answer | Exception) -> None:
+    def _fail(self, request: Request, error: Exception) -> None:
+        """Tells one request of an error; each gets an exception of its own."""
         future = request.payload.future
-        if not future.set_running_or_notify_cancel():
-            return  # Whoever asked is gone.
-        if isinstance(result, Exception):
-            future.set_exception(result)
-        else:
-            future.set_result(result)
+        if future.done() or not (future.running() or future.set_running_or_notify_cancel()):
+            return
+        self._tell("failed", (request, error))
+        future.set_exception(Failed(f"The network could not be run: {error}"))
+
+    def _tell(self, event: str, what: Any) -> None:
+        if self._observe is None:
+            return
+        try:
+            self._observe(event, what)
+        except Exception:
+            traceback.print_exc()
 
 
 def _split(whole: Prediction, rows: list[int]) -> list[Prediction]:

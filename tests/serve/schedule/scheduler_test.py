@@ -156,7 +156,7 @@ def test_the_urgent_and_the_important_come_first():
 
 def test_what_cannot_be_answered_in_time_is_refused_and_says_when_to_come_back():
     scheduler = Scheduler(Costs(PROFILE), margin_s=0.0)
-    with pytest.raises(Shed, match="is due in 1 ms, and takes 7.4 ms at least") as shed:
+    with pytest.raises(Shed, match="is due within 1 ms, and takes 7.4 ms at least") as shed:
         scheduler.admit(Request(16, 0.0, 0.001), 0.0)
     assert (shed.value.reason, shed.value.retry_after_s) == ("impossible", 0.0)
     assert not len(scheduler.waiting)

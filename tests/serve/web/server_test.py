@@ -95,9 +95,19 @@ def test_flops_and_bounds_of_a_request(server, predictor, images):
 
 
 def test_what_cannot_be_in_time_is_told_when_to_come_back(server, images):
-    status, found, headers = server.ask(INFER, request(images[:16], deadline_ms=0.001))
-    assert status == 503 and headers["retry-after"] == "1"
-    assert re.search(r"try again in \d+\.\d{3} s\.$", found["error"])
+    status, found, _ = server.ask(INFER, request(images[:16], deadline_ms=0.001))
+    assert status == 400
+    assert re.search(r"due within 0.001 ms, and takes [\d.]+ ms at least", found["error"])
+    # A burst of requests that could be answered in time one by one, and not all together.
+    content = request(images[:16], deadline_ms=60.0, scale=1.0)
+    with concurrent.futures.ThreadPoolExecutor(48) as pool:
+        replies = list(pool.map(lambda _: server.ask(INFER, content), range(480)))
+    statuses = {reply[0] for reply in replies}
+    assert statuses <= {200, 400, 503} and 503 in statuses
+    for status, found, headers in replies:
+        if status == 503:
+            assert int(headers["retry-after"]) >= 1
+            assert re.search(r"try again in \d+\.\d{3} s\.$", found["error"])
     assert 'urnet_shed_total{reason="late"}' in server.ask("/metrics")[1].decode()
 
 
@@ -136,6 +146,18 @@ def test_bad_requests_of_every_kind_get_a_sentence_and_the_server_lives(server, 
         statuses.append(status)
         assert status == 200 or (status == 400 and len(found["error"]) < 500), found
     assert 400 in statuses
+    huge = 1 << 31
+    for data, shape in (
+        ([10**400], [1]), ([0] * 64, [1] * 70), ([], [0, huge, huge, huge]), ([], [huge] * 9999),
+        (["5"] * 64, [1, 8, 8, 1]), ([None] * 64, [64]),
+    ):  # fmt: skip
+        tensor = {"name": "images", "shape": shape, "datatype": "FP32", "data": data}
+        status, found, _ = server.ask(INFER, {"inputs": [tensor]})
+        assert status == 400 and len(found["error"]) < 500, shape[:9]
+    twice = request(images[:1]) | {"outputs": [{"name": "gates"}] * 2}
+    assert "asked for twice" in server.ask(INFER, twice)[1]["error"]
+    zipped = server.ask(INFER, request(images[:1]), headers={"Content-Encoding": "gzip"})
+    assert zipped[0] == 415
     for shape in ([1, 8, 8, 3], [8, 8, 1], [0, 8, 8, 1], [17, 8, 8, 1], [1, 64], [], [4] * 40):
         blank = np.zeros([min(size, 17) for size in shape][:6] if len(shape) < 9 else [1])
         tensor = {"name": "images", "shape": shape, "datatype": "UINT8",
@@ -247,6 +269,11 @@ def test_a_sender_that_stops_is_not_waited_for(measured, tmp_path):
         )
         reply = connection.recv(65536)
     assert reply.startswith(b"HTTP/1.1 408") and time.monotonic() - start > 5
+    # Nor is one that sends nothing, or half a header.
+    for content in (b"", b"GET /v2 HTTP/1.1\r\nHos"):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+            connection.sendall(content)
+            assert connection.recv(65536) == b""
     assert server.stop()[0] == 0
 
 
@@ -258,6 +285,7 @@ def test_a_sender_that_stops_is_not_waited_for(measured, tmp_path):
         (["--batch_sizes=none"], "--batch_sizes is 'none'; expected numbers from 1 up"),
         (["--batch_sizes=1,x"], "--batch_sizes is '1,x'"),
         (["--token_file=gone"], "--token_file gone cannot be read"),
+        (["--name=a/b"], "--name is 'a/b'; expected letters, digits"),
         (["--host=256.1.1.1"], "cannot be listened at"),
         ([], "nobody has measured how long this network takes: run urnet calibrate"),
     ],

@@ -62,11 +62,11 @@ class Scheduler:
             self.costs.relax(now - max(self._told, self._busy_until))
             self._told = now
         least = self._least(request)
-        shortest = least.alone_s + self.margin_s
-        if shortest > request.deadline - request.arrival:
+        allowed, shortest = request.deadline - request.arrival, least.alone_s + self.margin_s
+        if shortest > allowed:
             raise Shed(
-                "impossible", f"It is due in {1e3 * (request.deadline - request.arrival):.3g} ms, "
-                f"and takes {1e3 * shortest:.3g} ms at least.",
+                "impossible", f"It is due within {1e3 * allowed:.3g} ms, and takes "
+                f"{1e3 * shortest:.3g} ms at least.",
             )  # fmt: skip
         if self.waiting.rows + request.rows > self.most_rows:
             raise Shed(

@@ -4,6 +4,7 @@ import asyncio
 import hmac
 import re
 import time
+import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -11,12 +12,12 @@ import msgspec
 import numpy as np
 
 from urnet_jax.errors import UserError
-from urnet_jax.serve import budgets, pixels
+from urnet_jax.serve import pixels
 from urnet_jax.serve.engine import Answer, Engine
-from urnet_jax.serve.predictor import Predictor
 from urnet_jax.serve.schedule.request import Shed
 from urnet_jax.serve.web import page, protocol
 from urnet_jax.serve.web.http import (
+    Held,
     Receive,
     Refused,
     Reply,
@@ -28,7 +29,11 @@ from urnet_jax.serve.web.http import (
     retry,
 )
 from urnet_jax.serve.web.metrics import Metrics
+from urnet_jax.serve.web.parameters import bounds, limit_ms_of
 from urnet_jax.version import __version__
+
+LONG = 1 << 16
+"""Bytes of a body from which on another thread reads it."""
 
 PAGE_HEADERS = (
     (b"content-security-policy", b"default-src 'self' 'unsafe-inline'; img-src 'self' blob: data:"),
@@ -48,6 +53,7 @@ class App:
         self.engine, self.metrics, self.settings = engine, metrics, settings
         self.ready = True
         self._swapping = asyncio.Lock()
+        self._held = Held(settings.held_limit, settings.body_limit)
         self._routes = [
             ("GET", re.compile(path), handler)
             for path, handler in (
@@ -96,15 +102,21 @@ class App:
     async def _reply(self, scope: Scope, receive: Receive) -> Reply:
         """Finds the route and what it says; every error becomes one sentence."""
         try:
-            handler, names = self._found(scope)
             self._authorised(scope)
+            handler, names = self._found(scope)
             return await handler(scope, receive, **names)
         except Refused as refused:
             status, sentence, headers = refused.status, str(refused), refused.headers
         except UserError as error:
             status, sentence, headers = 400, str(error), ()
         except Shed as shed:
-            status, (sentence, headers) = 503, retry(shed)
+            if shed.reason == "impossible":
+                status, sentence, headers = 400, str(shed), ()
+            else:
+                status, (sentence, headers) = 503, retry(shed)
+        except Exception as error:  # The device's, or a defect: whoever asked is told so.
+            traceback.print_exc()
+            status, sentence, headers = 500, f"The server failed: {str(error)[:300]}", ()
         if status in (400, 408, 413, 411, 415):
             self.metrics.observe("bad", None)
         return Reply(status, msgspec.json.encode({"error": sentence}), tuple(headers))
@@ -155,10 +167,12 @@ class App:
         return _json({"name": "urnet_jax", "version": __version__, "extensions": extensions})
 
     async def _live(self, *_: Any) -> Reply:
-        return _json({"live": True})
+        alive = self.engine.alive
+        return Reply(200 if alive else 503, msgspec.json.encode({"live": alive}))
 
     async def _is_ready(self, *_: Any) -> Reply:
-        return Reply(200 if self.ready else 503, msgspec.json.encode({"ready": self.ready}))
+        ready = self.ready and self.engine.alive
+        return Reply(200 if ready else 503, msgspec.json.encode({"ready": ready}))
 
     async def _ready(self, *_: Any, **__: Any) -> Reply:
         return await self._is_ready()
@@ -203,28 +217,55 @@ class App:
 
     async def _infer(self, scope: Scope, receive: Receive, **_: Any) -> Reply:
         came = time.monotonic()
-        body = await read_body(scope, receive, self.settings)
+        if header(scope, b"content-encoding") not in (None, b"identity"):
+            raise Refused(415, "The body is compressed, which is not understood; send it as it is.")
+        with self._held.room_for(scope):
+            body = await read_body(scope, receive, self.settings)
+            request, images = await self._decoded(scope, body)
+            low, high = bounds(request.parameters, self.engine.predictor, len(images))
+            limit_ms = limit_ms_of(request.parameters) or self.settings.deadline_ms
+            future = self.engine.submit(
+                images, came + limit_ms / 1000, min_scale=low, max_scale=high,
+                priority=request.parameters.priority, arrival=came,
+            )  # fmt: skip
+            del body
+            answer = await self._unless_gone(asyncio.wrap_future(future), receive)
+        return self._told(request, answer)
+
+    async def _decoded(self, scope: Scope, body: bytes) -> tuple[protocol.Request, np.ndarray]:
+        """The request and its images; a long one is read by another thread, as others wait."""
         length = header(scope, b"inference-header-content-length")
         if length is not None and not length.isdigit():
             raise UserError("Inference-Header-Content-Length is no number of bytes.")
-        request, sent = protocol.decode(body, None if length is None else int(length[:18]))
-        images = pixels.check(sent, self.engine.predictor.image_shape)
-        if not 1 <= len(images) <= self.engine.most_images:
-            raise UserError(
-                f"The request holds {len(images)} images; expected 1 to {self.engine.most_images}."
-            )
-        asked = request.parameters
-        low, high = bounds(asked, self.engine.predictor, len(images))
-        limit_ms = asked.deadline_ms or (asked.timeout or 0) / 1000 or self.settings.deadline_ms
-        future = self.engine.submit(
-            images, came + limit_ms / 1000, min_scale=low, max_scale=high, priority=asked.priority
-        )
-        answer = await asyncio.wrap_future(future)
-        return self._told(request, answer)
+        json_bytes = None if length is None else int(length[:18])
+
+        def decode() -> tuple[protocol.Request, np.ndarray]:
+            request, sent = protocol.decode(body, json_bytes)
+            images = pixels.check(sent, self.engine.predictor.image_shape)
+            if not 1 <= len(images) <= self.engine.most_images:
+                raise UserError(
+                    f"The request holds {len(images)} images; expected 1 to "
+                    f"{self.engine.most_images}."
+                )
+            return request, images
+
+        return decode() if len(body) < LONG else await asyncio.to_thread(decode)
+
+    async def _unless_gone(self, answer: "asyncio.Future[Answer]", receive: Receive) -> Answer:
+        """The answer; where whoever asked has hung up, it is not computed if it still waits."""
+        gone = asyncio.ensure_future(receive())
+        try:
+            await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done():
+                answer.cancel()
+                raise Refused(400, "The connection was closed before the answer was there.")
+            return answer.result()
+        finally:
+            gone.cancel()
 
     def _told(self, request: protocol.Request, answer: Answer) -> Reply:
         prediction = answer.prediction
-        about = {"model_name": self.settings.name, "model_version": self._version}
+        about = {"model_name": self.settings.name, "model_version": str(answer.step)}
         told = {
             "scale_used": round(float(np.mean(prediction.scale)), 4),
             "queue_ms": round(1e3 * answer.queue_s, 3),
@@ -235,25 +276,3 @@ class App:
             return Reply(200, body)
         headers = ((b"inference-header-content-length", str(json_length).encode()),)
         return Reply(200, body, headers, b"application/octet-stream")
-
-
-def bounds(asked: protocol.Parameters, predictor: Predictor, images: int) -> tuple[float, float]:
-    """The S between which a request may be answered.
-
-    Raises:
-      UserError: what it says of itself does not go together, or cannot be met.
-    """
-    ranged = asked.min_scale is not None or asked.max_scale is not None
-    exact = [name for name in ("scale", "flops") if getattr(asked, name) is not None]
-    if len(exact) > 1 or (exact and ranged):
-        named = [*exact, *(["min_scale or max_scale"] if ranged else [])]
-        raise UserError(f"{' and '.join(named)} are both set; set one, or none.")
-    if exact:
-        wanted = budgets.Asked(scale=asked.scale, flops=asked.flops)
-        scale = float(budgets.scales(predictor, wanted, images)[0])
-        return scale, scale
-    low = 0.0 if asked.min_scale is None else asked.min_scale
-    high = 1.0 if asked.max_scale is None else asked.max_scale
-    if low > high:
-        raise UserError(f"min_scale is {low:g}, more than max_scale, {high:g}; lower it.")
-    return low, high

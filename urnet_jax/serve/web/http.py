@@ -1,9 +1,10 @@
 """What the server knows of HTTP: replies, refusals, and bodies within their limits."""
 
 import asyncio
+import contextlib
 import dataclasses
 import math
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from typing import Any, NamedTuple
 
 from urnet_jax.serve.predictor import Predictor
@@ -22,6 +23,7 @@ class Settings:
       name: of the model, in addresses.
       deadline_ms: of a request that names none.
       body_limit: bytes of a request's body.
+      held_limit: bytes of all bodies that are read or wait.
       body_seconds: in which a body has to arrive.
       token: that requests have to carry as `Authorization: Bearer TOKEN`; empty: none.
       reload: gives the network anew, for a swap; None where there is none to be had.
@@ -30,6 +32,7 @@ class Settings:
     name: str
     deadline_ms: float = 100.0
     body_limit: int = 1 << 24
+    held_limit: int = 1 << 28
     body_seconds: float = 10.0
     token: str = ""
     reload: Callable[[], Predictor] | None = None
@@ -50,6 +53,32 @@ class Refused(Exception):
     def __init__(self, status: int, sentence: str, *headers: tuple[bytes, bytes]) -> None:
         super().__init__(sentence)
         self.status, self.headers = status, headers
+
+
+class Held:
+    """How many bytes of bodies there are; refuses more than it has room for."""
+
+    def __init__(self, limit: int, most: int) -> None:
+        """Holds nothing.
+
+        Args:
+          limit: bytes of all bodies.
+          most: what a body that does not say its length may have.
+        """
+        self._limit, self._most, self._bytes = max(limit, most), most, 0
+
+    @contextlib.contextmanager
+    def room_for(self, scope: Scope) -> Iterator[None]:
+        """Keeps room for a request's body; `Shed` where there is none."""
+        length = header(scope, b"content-length")
+        size = min(self._most, int(length[:18])) if length and length.isdigit() else self._most
+        if self._bytes + size > self._limit:
+            raise Shed("full", "The requests that wait already fill the memory for them.", 1.0)
+        self._bytes += size
+        try:
+            yield
+        finally:
+            self._bytes -= size
 
 
 def retry(shed: Shed) -> tuple[str, list[tuple[bytes, bytes]]]:

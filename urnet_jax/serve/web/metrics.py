@@ -13,7 +13,7 @@ from urnet_jax.serve.web.recent import Recent
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
-OUTCOMES = ("answered", "late", "shed", "bad")
+OUTCOMES = ("answered", "late", "shed", "failed", "bad")
 
 
 class Metrics:
@@ -23,7 +23,7 @@ class Metrics:
         registry = self._registry = CollectorRegistry()
         of: dict[str, Any] = {"registry": registry}
         self.requests = Counter(
-            "urnet_requests", "Requests: answered in time, answered late, shed, or bad.",
+            "urnet_requests", "Requests: answered in time or late, shed, failed, or bad.",
             ["outcome"], **of,
         )  # fmt: skip
         self.shed = Counter(
@@ -32,7 +32,7 @@ class Metrics:
         self.images = Counter("urnet_images", "Images that were answered.", **of)
         self.batches = Counter("urnet_batches", "Batches that were run.", **of)
         self.latency = Histogram(
-            "urnet_latency_seconds", "From a request's arrival to its answer.", buckets=SECONDS,
+            "urnet_latency_seconds", "From when a request is read to its answer.", buckets=SECONDS,
             **of,
         )  # fmt: skip
         self.queue = Histogram("urnet_queue_seconds", "Of waiting.", buckets=SECONDS, **of)
@@ -68,7 +68,8 @@ class Metrics:
         self.requests.labels(event).inc()
         if event == "shed":
             self.shed.labels(what[1]).inc()
-            self.recent.add(event)
+        if event in ("shed", "failed"):
+            self.recent.add("shed")
         elif event in ("answered", "late"):
             self._answered(event, *what)
 
@@ -91,7 +92,7 @@ class Metrics:
         """For Prometheus."""
         with self._lock:
             totals = dict(self._totals)
-        right = sum(totals[name] for name in ("answered", "late", "shed"))
+        right = sum(totals[name] for name in OUTCOMES[:-1])
         self.attainment.set(totals["answered"] / right if right else 1.0)
         self.waiting.set(engine.waiting)
         self.correction.set(engine.correction)
@@ -107,13 +108,13 @@ class Metrics:
         def of(count: int, total_s: float) -> dict[str, int]:
             return {"count": count, "ns": round(1e9 * total_s)}
 
-        none = of(answered, 0.0)
+        none, shed = of(answered, 0.0), totals["shed"] + totals["failed"]
         return {
             "model_stats": [{
                 "name": name, "version": version, "last_inference": round(1e3 * last),
                 "inference_count": _whole(self.images), "execution_count": _whole(self.batches),
                 "inference_stats": {
-                    "success": of(answered, seconds["latency"]), "fail": of(totals["shed"], 0.0),
+                    "success": of(answered, seconds["latency"]), "fail": of(shed, 0.0),
                     "queue": of(answered, seconds["queue"]), "compute_input": none,
                     "compute_infer": of(answered, seconds["compute"]), "compute_output": none,
                 },

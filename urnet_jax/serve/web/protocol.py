@@ -29,6 +29,9 @@ BY_DEFAULT = ("classes", "probabilities", "scale_used")
 DATATYPES = {"UINT8": np.dtype("u1"), "FP16": np.dtype("<f2"), "FP32": np.dtype("<f4")}
 """Of images."""
 
+NOTHING: dict[str, list[int]] = {"shape": []}
+"""What Triton writes where a batch has one number an image."""
+
 Share = Annotated[float, Meta(ge=0, le=1)]
 
 
@@ -67,7 +70,7 @@ class Input(msgspec.Struct, kw_only=True):
     """A tensor that is given."""
 
     name: str
-    shape: list[Annotated[int, Meta(ge=0, le=1 << 31)]]
+    shape: Annotated[list[Annotated[int, Meta(ge=0, le=1 << 31)]], Meta(max_length=8)]
     datatype: str
     parameters: OfTensor = OfTensor()
     data: msgspec.Raw = msgspec.Raw()
@@ -115,12 +118,14 @@ def decode(body: bytes, header_length: int | None) -> tuple[Request, np.ndarray]
         request = _decoder.decode(text)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"The request is not of the protocol: {_plain(error)}.") from error
-    for output in request.outputs or ():
-        if output.name not in OUTPUTS:
+    names = [output.name for output in request.outputs or ()]
+    for name in names:
+        if name not in OUTPUTS:
             raise UserError(
-                f"The output {output.name[:80]!r} is not known; expected some of "
-                f"{', '.join(OUTPUTS)}."
+                f"The output {name[:80]!r} is not known; expected some of {', '.join(OUTPUTS)}."
             )
+    if len(names) > len(set(names)):
+        raise UserError("An output is asked for twice; name each once.")
     return request, _images(request.inputs, rest)
 
 
@@ -145,7 +150,7 @@ def _images(inputs: list[Input], rest: memoryview) -> np.ndarray:
     binary = tensor.parameters.binary_data_size
     if binary is None:
         flat = _listed(tensor, dtype)
-    elif bytes(tensor.data):
+    elif len(memoryview(tensor.data)):
         raise UserError(f"{INPUT} has both data and binary_data_size; give one of them.")
     elif binary != len(rest):
         raise UserError(
@@ -159,24 +164,31 @@ def _images(inputs: list[Input], rest: memoryview) -> np.ndarray:
         raise UserError(
             f"{INPUT} has {flat.size} numbers, and its shape {tensor.shape[:8]} asks for {count}."
         )
-    return flat.reshape(tensor.shape)
+    try:
+        return flat.reshape(tensor.shape)
+    except ValueError as error:  # NumPy has a largest array, be it empty.
+        raise UserError(f"{INPUT} has the shape {tensor.shape}: {_plain(error)}.") from error
 
 
 def _listed(tensor: Input, dtype: np.dtype[Any]) -> np.ndarray:
     """The numbers of a list, which may be nested as the shape is."""
-    if not bytes(tensor.data):
+    if not len(memoryview(tensor.data)):
         raise UserError(f"{INPUT} has neither data nor binary_data_size.")
     try:
         try:
             flat = np.array(_numbers.decode(tensor.data), np.float64)
         except msgspec.ValidationError:
-            flat = np.array(msgspec.json.decode(tensor.data), np.float64).ravel()
-    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
+            nested = np.array(msgspec.json.decode(tensor.data))
+            if nested.size and nested.dtype.kind not in "iuf":
+                raise ValueError(f"{nested.dtype} in it") from None
+            flat = nested.astype(np.float64).ravel()
+    except (msgspec.MsgspecError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(f"{INPUT} has data that is no list of numbers: {_plain(error)}.") from error
     if dtype == np.uint8 and flat.size:
         if not ((flat >= 0) & (flat <= 255) & (flat == np.floor(flat))).all():
             raise UserError(f"{INPUT} is of UINT8 and holds other numbers than 0 to 255.")
-    return flat.astype(dtype)
+    with np.errstate(over="ignore"):  # What is too large for FP16 is no pixel either.
+        return flat.astype(dtype)
 
 
 def encode(
@@ -246,7 +258,8 @@ def config(
         "max_batch_size": most_images,
         "input": [{"name": INPUT, "data_type": "TYPE_UINT8", "dims": list(shape)}],
         "output": [
-            {"name": output, "data_type": f"TYPE_{datatype}", "dims": sizes.get(output, [1])}
+            {"name": output, "data_type": f"TYPE_{datatype}"}
+            | ({"dims": sizes[output]} if output in sizes else {"dims": [1], "reshape": NOTHING})
             for output, (datatype, _) in OUTPUTS.items()
         ],
     }

@@ -1,6 +1,8 @@
 """A server of one network, from its folder to the signal that ends it."""
 
 import contextlib
+import math
+import re
 import signal
 import socket
 from collections.abc import Sequence
@@ -8,6 +10,7 @@ from typing import Any, Literal
 
 import uvicorn
 from etils import epath
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from urnet_jax.errors import UserError
 from urnet_jax.serve.engine import Engine
@@ -18,7 +21,16 @@ from urnet_jax.serve.web.http import Settings
 from urnet_jax.serve.web.metrics import Metrics
 
 KEEP_ALIVE_S = 75
-"""A connection that asks nothing is closed after so long."""
+"""A connection is closed so long after its last answer."""
+
+HEADER_S = 10.0
+"""And a new one, or one with half a header, so long after that."""
+
+END_S = 30
+"""What was taken is answered so long after a signal and the deadline; then it is given up."""
+
+FILES = 64
+"""That a process needs beside connections."""
 
 MOST_CONNECTIONS = 4096
 """Beyond them requests get a 503 at once."""
@@ -38,6 +50,7 @@ def serve(
     most_waiting: int = 1024,
     batch_sizes: Sequence[int] = BATCH_SIZES,
     body_limit: int = 0,
+    held_mb: int = 1024,
     token: str = "",
     policy: Policy | None = None,
 ) -> None:
@@ -53,18 +66,22 @@ def serve(
       most_waiting: images that may wait.
       batch_sizes: for which the network is compiled.
       body_limit: bytes of a request's body; 0: enough for a full batch as JSON.
+      held_mb: mebibytes of the bodies of all requests that wait.
       token: that requests have to carry; empty: none.
       policy: chooses S and batches; by default `schedule.policy.Bending`.
 
     Raises:
       UserError: there is no such network, it cannot be served here, or the port is taken.
     """
+    name = name or re.sub(r"[^\w.-]", "_", epath.Path(path).resolve().name)
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise UserError(f"--name is {name!r}; expected letters, digits, '_', '-' and '.'.")
 
     def loaded() -> Predictor:
         return load(path, which, batch_sizes=batch_sizes)
 
-    listening = _listen(host, port)
-    with contextlib.closing(listening):
+    taken = _bind(host, port)
+    with contextlib.closing(taken):
         predictor = loaded()
         print(f"{predictor.arch.describe()}, step {predictor.bundle.meta.step}")
         print("Compiling for batches of "
@@ -74,23 +91,27 @@ def serve(
         height, width, channels = predictor.image_shape
         numbers = predictor.batch_sizes[-1] * height * width * channels
         settings = Settings(
-            name=name or epath.Path(path).resolve().name,
+            name=name,
             deadline_ms=deadline_ms,
             body_limit=body_limit or max(1 << 20, NUMBER_BYTES * numbers),
+            held_limit=held_mb << 20,
             token=token,
             reload=loaded,
         )
         try:
-            _run(App(engine, metrics, settings), listening, deadline_ms)
+            _run(App(engine, metrics, settings), taken, deadline_ms)
         finally:
             engine.stop()
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """Takes the port before anything that takes long."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+def _bind(host: str, port: int) -> socket.socket:
+    """Takes the port before anything that takes long; nobody is listened to yet."""
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        (family, *_), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        taken = socket.socket(family, socket.SOCK_STREAM)
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind((host, port))
+        return taken
     except OSError as error:
         raise UserError(
             f"--host {host} and --port {port} cannot be listened at ({error.strerror or error}): "
@@ -98,28 +119,82 @@ def _listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def _run(app: App, listening: socket.socket, deadline_ms: float) -> None:
+class _Server(uvicorn.Server):
+    """Says when it is ready: once it listens, and heeds signals."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        app: Any = self.config.app
+        host, port = (sockets or [])[0].getsockname()[:2]
+        address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        print(
+            f"Ready: {address}/ is a page, {address}/v2/models/{app.settings.name}/infer answers, "
+            f"by default within {app.settings.deadline_ms:g} ms. Ctrl-C ends it.", flush=True,
+        )  # fmt: skip
+
+
+class _Impatient(HttpToolsProtocol):
+    """Closes a connection on which no whole header comes; Uvicorn waits for it for ever."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._timer: Any = self.loop.call_later(HEADER_S, self._give_up)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop_timer()
+        elif self._timer is None:
+            self._timer = self.loop.call_later(HEADER_S, self._give_up)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _give_up(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+
+
+def _run(app: App, taken: socket.socket, deadline_ms: float) -> None:
     """Answers until a signal comes."""
-    host, port = listening.getsockname()[:2]
-    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    print(
-        f"Ready: {address}/v2/models/{app.settings.name}/infer, deadline {deadline_ms:g} ms. "
-        "Ctrl-C ends it.", flush=True,
-    )  # fmt: skip
     config = uvicorn.Config(
-        app, http="httptools", loop=_loop(), lifespan="on", log_level="error", access_log=False,
-        server_header=False, timeout_keep_alive=KEEP_ALIVE_S, limit_concurrency=MOST_CONNECTIONS,
-        backlog=2048,
+        app, http=_Impatient, loop=_loop(), lifespan="on", log_level="error", access_log=False,
+        server_header=False, timeout_keep_alive=KEEP_ALIVE_S, backlog=2048,
+        limit_concurrency=_most_connections(),
+        timeout_graceful_shutdown=math.ceil(deadline_ms / 1000 + END_S),
     )  # fmt: skip
+    server = _Server(config)
+
+    def end(*_: Any) -> None:
+        server.should_exit = True
+
     # Uvicorn ends in good order at these, and then raises them again for whoever stood there
-    # before: nobody, so that the process ends well.
-    before: Any = {s: signal.signal(s, lambda *_: None) for s in (signal.SIGTERM, signal.SIGINT)}
+    # before: this, so that the process ends well, and so that a signal before Uvicorn is there
+    # counts too.
+    before: Any = {s: signal.signal(s, end) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
-        uvicorn.Server(config).run(sockets=[listening])
+        server.run(sockets=[taken])
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    print("Stopped: all that was taken is answered.", flush=True)
+    at_once = "Stopped at once: what was not answered yet is lost."
+    print(at_once if server.force_exit else "Stopped: all that was taken is answered.", flush=True)
+
+
+def _most_connections() -> int:
+    """Connections that there are files for, `MOST_CONNECTIONS` at most."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return MOST_CONNECTIONS
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(16, min(MOST_CONNECTIONS, soft - FILES))
 
 
 def _loop() -> Literal["uvloop", "asyncio"]:
