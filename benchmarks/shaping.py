@@ -45,7 +45,7 @@ from urnet_jax.errors import UserError, told_to_the_user
 from urnet_jax.evaluate import static
 from urnet_jax.evaluate.conditional import ALWAYS, NEVER
 
-PRICES = (0.1, 1.0, 3.0)
+PRICES = (1.0, 0.1, 3.0)
 """Of an open gate: `l0.weight`."""
 
 SCALES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from etils import epath
 
 from helpers.pretrained_networks import assert_identical
 from urnet_jax import config as config_lib
@@ -104,8 +105,39 @@ def test_what_is_no_whole_bundle_is_one_sentence(folder, tmp_path):
     refused("is not the file that config.json tells of")
     content[-5] ^= 1
     weights.write_bytes(bytes(content))
+    kept = (folder / "profile.json").read_text()
     (folder / "profile.json").write_text("{}")
-    refused("profile.json is not a profile")
+    refused("profile.json is not the file that config.json tells of")
+    (folder / "profile.json").unlink()
+    refused("profile.json is not the file that config.json tells of")
+    (folder / "profile.json").write_text(kept)
+    bundle.read(folder)
+
+
+def test_what_is_no_profile_is_one_sentence(tmp_path):
+    path = epath.Path(tmp_path / "profile.json")
+    whole = json.loads(profile.to_text(PROFILE))
+    nan = float("nan")
+    for wrong in (
+        {"scales": [0.2]}, {"top1_percent": [50, nan]}, {"seconds": [[1, 2]]}, {"about": [1]},
+        {"batch_sizes": [8, 1]}, {"seconds": [[0.001, 0.002], [0.003, -1]]}, {"other": 1},
+    ):  # fmt: skip
+        path.write_text(json.dumps(whole | wrong))
+        with pytest.raises(UserError, match="is not a profile: remove it"):
+            profile.from_file(path)
+
+
+def test_another_librarys_model_is_left_alone(workdir, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "model.safetensors").write_bytes(b"theirs")
+    (other / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(UserError, match="holds other files"):
+        bundle.write(bundle.Bundle(*load_network(workdir)), other, "card")
+    assert (other / "model.safetensors").read_bytes() == b"theirs"
+    # And beside a run's checkpoints it does not hide those.
+    (workdir / "model.safetensors").write_bytes(b"theirs")
+    assert not bundle.is_bundle(workdir)
 
 
 def test_a_profile_is_read_between_what_was_measured():

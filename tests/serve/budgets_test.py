@@ -30,11 +30,11 @@ def calibrated(finished, tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def predictor(calibrated) -> Predictor:
-    loaded = urnet_jax.load(calibrated, batch_sizes=(4,))
+    loaded = urnet_jax.load(calibrated, batch_sizes=(1, 4))
     profile = Profile(
         SCALES, (50.0, 80.0, 90.0), SCALES, 9, (1, 4), SECONDS, {"device": budgets.device()}
     )
-    return Predictor(loaded.bundle._replace(profile=profile), batch_sizes=(4,))
+    return Predictor(loaded.bundle._replace(profile=profile), batch_sizes=(1, 4))
 
 
 def scales(predictor: Predictor, count: int, **asked: object) -> list[float]:
@@ -64,19 +64,25 @@ def test_a_time_is_met_by_what_was_measured(predictor):
     assert scales(predictor, 4, latency_ms=[8, 9, 10, 90]) == pytest.approx([0.6] * 4)
     with pytest.raises(UserError, match="latency_ms is 3, and 4 images take 4 ms at S = 0.3"):
         scales(predictor, 4, latency_ms=3)
+    # Six are answered as four and two, which are padded to four at the smallest S.
+    six = 8 + (2 * 8 + 2 * 4) / 4
+    assert scales(predictor, 6, latency_ms=six + 1e-3) == pytest.approx([0.6] * 6, abs=1e-3)
+    wide = Predictor(predictor.bundle, batch_sizes=(4,))
+    with pytest.raises(UserError, match="1 image takes 4 ms at S = 0.3"):
+        scales(wide, 1, latency_ms=3)
     with pytest.raises(UserError, match="latency_ms is -1; expected numbers above 0"):
         scales(predictor, 4, latency_ms=-1)
 
 
 def test_times_of_another_device_are_refused(predictor):
     profile = dataclasses.replace(predictor.bundle.profile, about={"device": "8 x TPU v5e"})
-    other = Predictor(predictor.bundle._replace(profile=profile), batch_sizes=(4,))
+    other = Predictor(predictor.bundle._replace(profile=profile), batch_sizes=(1, 4))
     with pytest.raises(UserError, match="was measured on 8 x TPU v5e, not on 1 x cpu"):
         scales(other, 1, latency_ms=5)
 
 
 def test_without_calibration_flops_cannot_be_met(finished):
-    plain = urnet_jax.load(finished, batch_sizes=(4,))
+    plain = urnet_jax.load(finished, batch_sizes=(1, 4))
     with pytest.raises(UserError, match="flops is set, and this network is not calibrated"):
         scales(plain, 1, flops=0.5)
     with pytest.raises(UserError, match="is not calibrated: run urnet calibrate"):
@@ -96,7 +102,7 @@ def test_what_is_measured_is_kept_with_the_checkpoint(calibrated, tmp_path, caps
     np.testing.assert_allclose(found.top1_percent, 100 * evaluation.right.mean(axis=1))
     used = evaluation.flops.mean(axis=1) / evaluation.full_flops
     np.testing.assert_allclose(found.flops_shares, used)
-    loaded = urnet_jax.load(workdir, batch_sizes=(4,))
+    loaded = urnet_jax.load(workdir, batch_sizes=(1, 4))
     assert loaded.bundle.profile == found
     images = np.zeros((3, 8, 8, 1), np.uint8)
     assert (loaded(images, latency_ms=60_000).scale == 1).all()

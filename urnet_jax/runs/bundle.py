@@ -29,6 +29,8 @@ from urnet_jax.version import __version__
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 
+LIBRARY = "urnet_jax"
+
 FORMAT = 1
 """A reader of this number refuses a higher one."""
 
@@ -55,8 +57,11 @@ class Bundle(NamedTuple):
 
 
 def is_bundle(path: epath.PathLike) -> bool:
-    """Whether a folder is one, by its weights."""
-    return (epath.Path(path) / WEIGHTS).exists()
+    """Whether a folder is one, by its config.json, be it damaged elsewhere."""
+    try:
+        return json.loads((epath.Path(path) / CONFIG).read_text())["library_name"] == LIBRARY
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def write(bundle: Bundle, output: epath.PathLike, card: str) -> list[epath.Path]:
@@ -79,35 +84,41 @@ def write(bundle: Bundle, output: epath.PathLike, card: str) -> list[epath.Path]
         raise UserError(f"{output} holds other files: name an empty folder, or one to be made.")
     arch = config_lib.architecture(bundle.meta.config)
     weights = safetensors.numpy.save(export_state_dict(bundle.params, bundle.batch_stats, arch))
-    files = {WEIGHTS: weights, CONFIG: _described(bundle, weights).encode(), CARD: card.encode()}
+    files = {WEIGHTS: weights}
     if bundle.calibration is not None:
         files[calibration_lib.FILE] = calibration_lib.to_text(bundle.calibration).encode()
     if bundle.profile is not None:
         files[profile_lib.FILE] = profile_lib.to_text(bundle.profile).encode()
+    # config.json is the last, and holds checksums of the others: a bundle that is half of an older
+    # one is told from a whole one.
+    described = _described(bundle, {name: zlib.crc32(content) for name, content in files.items()})
+    files |= {CARD: card.encode(), CONFIG: described.encode()}
     try:
         for name in (calibration_lib.FILE, profile_lib.FILE):
             if name not in files and (folder / name).exists():
                 (folder / name).unlink()  # an older one's
         for name, content in files.items():
-            (folder / name).write_bytes(content)
+            temporary = folder / f".{name}.tmp"
+            temporary.write_bytes(content)
+            temporary.replace(folder / name)
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"{output} cannot be written ({reason}); name another folder.") from error
     return [folder / name for name in files]
 
 
-def _described(bundle: Bundle, weights: bytes) -> str:
-    """What config.json says."""
+def _described(bundle: Bundle, sums: dict[str, int]) -> str:
+    """What config.json says; of other files their checksums."""
     config = config_lib.from_json(config_lib.to_json(bundle.meta.config))
     config.update_from_flattened_dict(dict.fromkeys(PLACES, ""))
     meta = bundle.meta.to_json() | {"config": json.loads(config_lib.to_json(config))}
     return json.dumps(
         {
-            "library_name": "urnet_jax",
+            "library_name": LIBRARY,
             "library_version": __version__,
             "format": FORMAT,
             "architecture": config_lib.architecture(config).describe(),
-            "weights_crc32": zlib.crc32(weights),
+            "crc32": sums,
             "meta": meta,
         },
         indent=2,
@@ -123,7 +134,7 @@ def read(path: epath.PathLike) -> Bundle:
     folder = epath.Path(path)
     try:
         described = json.loads((folder / CONFIG).read_text())
-        number, crc = int(described["format"]), int(described["weights_crc32"])
+        number, sums = int(described["format"]), dict(described["crc32"])
         meta = None if number > FORMAT else _meta(described["meta"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
@@ -135,22 +146,25 @@ def read(path: epath.PathLike) -> Bundle:
             f"{path} is a bundle of format {number}, and this version of urnet_jax reads those up "
             f"to {FORMAT}: install a later one."
         )
+    for name, crc in sums.items():
+        file = folder / name
+        if not file.exists() or zlib.crc32(file.read_bytes()) != crc:
+            raise UserError(
+                f"{file} is not the file that {CONFIG} tells of: it is missing, damaged, or of "
+                "another bundle; copy or export the whole folder again."
+            )
     weights = folder / WEIGHTS
-    if zlib.crc32(weights.read_bytes()) != crc:
-        raise UserError(
-            f"{weights} is not the file that {CONFIG} tells of: it is damaged, or of another "
-            "bundle; copy or export the whole folder again."
-        )
     arch, build = config_lib.network(meta.config)
     params, batch_stats = network.abstract_variables(arch, build)
     filled = import_state_dict(read_state_dict(weights), arch, params, batch_stats, weights)
     if not all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(filled)):
         raise UserError(f"{weights} holds no gates: it is not of a bundle of this network.")
+    told = calibration_lib.FILE in sums, profile_lib.FILE in sums
     return Bundle(
         meta,
         *filled,
-        calibration_lib.from_file(folder / calibration_lib.FILE),
-        profile_lib.from_file(folder / profile_lib.FILE),
+        calibration_lib.from_file(folder / calibration_lib.FILE) if told[0] else None,
+        profile_lib.from_file(folder / profile_lib.FILE) if told[1] else None,
     )
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Float32
 from urnet_jax.errors import UserError
 from urnet_jax.runs.bundle import Bundle
 from urnet_jax.runs.profile import Profile
+from urnet_jax.serve.schedule.costs import Costs
 
 
 class Asked(NamedTuple):
@@ -24,6 +25,7 @@ class Network(Protocol):
     """What is asked of a predictor here."""
 
     bundle: Bundle
+    batch_sizes: tuple[int, ...]
 
     @property
     def heeds_scale(self) -> bool: ...
@@ -47,7 +49,7 @@ def scales(network: Network, asked: Asked, count: int) -> Float32[np.ndarray, " 
             "it out."
         )
     if name == "latency_ms":
-        return _for_latency(network.bundle, _numbers(name, value, count, np.inf), count)
+        return _for_latency(network, _numbers(name, value, count, np.inf), count)
     numbers = _numbers(name, value, count, 1.0)
     return numbers if name == "scale" else for_flops(network.bundle, numbers)
 
@@ -94,7 +96,7 @@ def for_flops(bundle: Bundle, shares: Float32[np.ndarray, " n"]) -> Float32[np.n
 
 
 def _for_latency(
-    bundle: Bundle, limits_ms: Float32[np.ndarray, " n"], count: int
+    network: Network, limits_ms: Float32[np.ndarray, " n"], count: int
 ) -> Float32[np.ndarray, " n"]:
     """The largest S at which a call of so many images takes at most the least of the limits.
 
@@ -103,14 +105,18 @@ def _for_latency(
     """
     if not count:
         return np.ones(0, np.float32)
-    profile = profile_here(bundle, "latency_ms")
-    limit = float(limits_ms.min()) / 1000
+    profile = profile_here(network.bundle, "latency_ms")
+    limit, costs = float(limits_ms.min()) / 1000, Costs(profile, network.batch_sizes)
     scales = np.array(profile.scales)
-    seconds = np.maximum.accumulate(profile.seconds_at(scales, count))
+    # As they are answered: in full batches, and a last one that is padded.
+    full, rest = divmod(count, costs.largest)
+    parts = [costs.largest] * full + [rest] * bool(rest)
+    seconds = np.sum([costs.seconds(np.array([float(n)]), scales[:, None]) for n in parts], axis=0)
     if seconds[0] > limit:
+        images = "1 image takes" if count == 1 else f"{count} images take"
         raise UserError(
-            f"latency_ms is {1000 * limit:g}, and {count} images take {1000 * seconds[0]:.3g} ms "
-            f"at S = {scales[0]:g}: allow more time, or ask for fewer images."
+            f"latency_ms is {1000 * limit:g}, and {images} {1000 * seconds[0]:.3g} ms at "
+            f"S = {scales[0]:g}: allow more time, or ask for fewer images."
         )
     fits = scales[-1] if seconds[-1] <= limit else np.interp(limit, seconds, scales)
     return np.full(count, fits, np.float32)
