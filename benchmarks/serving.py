@@ -82,7 +82,7 @@ def main(argv: Sequence[str]) -> None:
         capacity = 1 / (values.rows * float(costs.seconds_per_row(np.array(1.0))))
         about = {
             "network": str(bundle.meta.config.data.name), "capacity_per_s": capacity,
-            "rows": values.rows, "deadline_ms": values.deadline_ms, "seconds": values.seconds,
+            "images_per_request": values.rows, "deadline_ms": values.deadline_ms, "seconds": values.seconds,
         }  # fmt: skip
         groups = [
             (f"{pattern} x {load:g}, {policy}, seed {seed}",
@@ -199,6 +199,7 @@ def _served(
             correction = _correction(int(match[1]))
         finally:
             server.terminate()
+            server.communicate()
         with np.load(found_file) as found:
             return dict(found), correction
 

@@ -188,3 +188,17 @@ def tested() -> Any:
 
     config = small_config()
     return next(iter(eval_batches(open_split(config.data, "test"), config.data, 64)))
+
+
+@pytest.fixture(scope="session")
+def measured(finished, tmp_path_factory) -> pathlib.Path:
+    """The workdir of a run that was calibrated, and measured for batches of 1, 4 and 16."""
+    from urnet_jax.evaluate.calibration import calibrate_workdir
+    from urnet_jax.serve.profiling import profile_workdir
+
+    def make(folder: pathlib.Path) -> None:
+        workdir = shutil.copytree(finished, folder / "run")
+        calibrate_workdir(workdir, scales=(0.3, 0.6, 1.0), images=100, progress=False)
+        profile_workdir(workdir, images=80, batch_sizes=(1, 4, 16), progress=False)
+
+    return once(tmp_path_factory, "measured", make) / "run"
