@@ -15,7 +15,7 @@ share this machine: what the sender took is recorded too.
                 step3:3,poisson:1.5,code:1
 --policies      of bending (ours), fixed (S = 1), smallest, aimd, switching; default: all
 --seconds       of each run (default: 30)
---rows          images of a request (default: 4)
+--rows          images of a request (default: 16)
 --deadline_ms   of each request (default: 100)
 --seeds         separated by commas; default: 0
 --traces        the folder of the traces
@@ -82,7 +82,8 @@ def main(argv: Sequence[str]) -> None:
         capacity = 1 / (values.rows * float(costs.seconds_per_row(np.array(1.0))))
         about = {
             "network": str(bundle.meta.config.data.name), "capacity_per_s": capacity,
-            "images_per_request": values.rows, "deadline_ms": values.deadline_ms, "seconds": values.seconds,
+            "images_per_request": values.rows, "deadline_ms": values.deadline_ms,
+            "seconds": values.seconds,
         }  # fmt: skip
         groups = [
             (f"{pattern} x {load:g}, {policy}, seed {seed}",
@@ -92,7 +93,7 @@ def main(argv: Sequence[str]) -> None:
             for pattern, load in _patterns(values.patterns)
             for policy in _policies(values.policies)
         ]  # fmt: skip
-        path, record = results.measure(groups, values, about=about)
+        path, record = results.measure(groups, values, timed=False, about=about)
         print(*serving_report.write(record, pathlib.Path(path)), sep="\n")
 
 
@@ -113,7 +114,7 @@ def parse(argv: list[str]) -> flags.FlagValues:
     number = functools.partial(flags.DEFINE_float, help="", lower_bound=1e-3, flag_values=values)
     number("seconds", 30.0)
     number("deadline_ms", 100.0)
-    flags.DEFINE_integer("rows", 4, "", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("rows", 16, "", lower_bound=1, flag_values=values)
     results.define_flags(values, "serving")
     timing.parse_flags(values, argv, __doc__ or "")
     if not values.workdir:

@@ -100,5 +100,5 @@ def write(record: Row, path: pathlib.Path) -> list[pathlib.Path]:
             f"{row.simulated_attainment:.4f}", f"{row.top1_percent:.2f}", f"{row.mean_scale:.2f}",
             f"{row.p50_ms:.1f}", f"{row.p99_ms:.1f}", str(row.seeds),
         )  # fmt: skip
-    Console().print(shown)
+    Console(width=100).print(shown)
     return [path, csv, png]

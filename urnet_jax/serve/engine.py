@@ -170,6 +170,12 @@ class Engine:
             self._changed.notify()
         return asked.future
 
+    def handed_over(self, request_end: float) -> None:
+        """Says that an answer whose batch ended then is on its way now: plans leave time for it."""
+        took_s = max(0.0, self._clock() - request_end)
+        with self._changed:
+            self._scheduler.handed_over(took_s)
+
     def swap(self, predictor: Predictor) -> None:
         """Has another network answer from the next batch on; nothing that waits is lost.
 

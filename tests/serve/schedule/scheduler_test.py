@@ -183,6 +183,18 @@ def test_what_became_too_late_is_given_up_and_not_begun():
     assert scheduler.turn(0.06) == (None, [])
 
 
+def test_time_is_left_for_handing_answers_over():
+    scheduler = Scheduler(Costs(PROFILE), margin_s=0.002)
+    for _ in range(30):
+        scheduler.handed_over(0.02)
+    assert scheduler.margin_s == pytest.approx(0.02, rel=0.01)
+    scheduler.handed_over(50.0)  # A client that sleeps takes no more than its share.
+    assert scheduler.margin_s < 0.05
+    for _ in range(300):
+        scheduler.handed_over(0.0)
+    assert scheduler.margin_s == 0.002
+
+
 class Whole:
     """A policy that takes all there are, at S = 1, however late that is."""
 

@@ -8,7 +8,7 @@ import itertools
 
 import numpy as np
 
-from urnet_jax.serve.schedule.costs import Costs
+from urnet_jax.serve.schedule.costs import FASTER, SLOWER, Costs
 from urnet_jax.serve.schedule.policy import Bending, Outlook, Policy
 from urnet_jax.serve.schedule.request import Batch, Request, Shed
 from urnet_jax.serve.schedule.waiting import Least, Waiting
@@ -18,6 +18,9 @@ PLANNED = 512
 
 RATE_OVER_S = 1.0
 """Arrivals of so many last seconds say how many are expected."""
+
+LONGEST_S = 0.1
+"""A hand-over that took longer counts as this."""
 
 REMEMBERED = 16_384
 """Arrivals that are remembered for that, at most."""
@@ -36,10 +39,11 @@ class Scheduler:
           costs: what batches take; `done` corrects it.
           policy: chooses S and batches; by default `policy.Bending`.
           most_rows: images that may wait.
-          margin_s: an answer is planned to be there so much before its deadline.
+          margin_s: an answer is planned to be there so much before its deadline, at least;
+            `handed_over` raises it.
         """
         self.costs, self.policy = costs, policy or Bending()
-        self.most_rows, self.margin_s = most_rows, margin_s
+        self.most_rows, self.margin_s, self._least_margin_s = most_rows, margin_s, margin_s
         self.waiting = Waiting()
         self._arrivals: collections.deque[float] = collections.deque(maxlen=REMEMBERED)
         self._busy_until = self._told = 0.0
@@ -135,6 +139,12 @@ class Scheduler:
             self._busy_until = now + expected_s
             return Batch(kept, scales[in_time], expected_s), lost
         return None, lost
+
+    def handed_over(self, took_s: float) -> None:
+        """Says how long an answer took from its batch's end to whoever asked."""
+        follows = SLOWER if took_s > self.margin_s else FASTER
+        moved = self.margin_s + follows * (min(took_s, LONGEST_S) - self.margin_s)
+        self.margin_s = max(self._least_margin_s, moved)
 
     def done(self, batch: Batch, now: float, took_s: float) -> None:
         """Says that a batch is answered, and how long that took."""

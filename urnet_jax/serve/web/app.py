@@ -230,7 +230,9 @@ class App:
             )  # fmt: skip
             del body
             answer = await self._unless_gone(asyncio.wrap_future(future), receive)
-        return self._told(request, answer)
+        reply = self._told(request, answer)
+        self.engine.handed_over(came + answer.queue_s + answer.compute_s)
+        return reply
 
     async def _decoded(self, scope: Scope, body: bytes) -> tuple[protocol.Request, np.ndarray]:
         """The request and its images; a long one is read by another thread, as others wait."""
