@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -208,13 +209,21 @@ def test_a_plain_network_has_nothing_to_calibrate(tiny, tmp_path):
 def test_the_command_prints_a_table_and_refuses_what_it_cannot_use(finished, tmp_path):
     workdir = shutil.copytree(finished, tmp_path / "run")
     command = [sys.executable, "-m", "urnet_jax", "calibrate", f"--workdir={workdir}"]
+    asked = [*command, "--images=50", "--scales=0.4,1"]
     done = subprocess.run(
-        [*command, "--images=50", "--scales=0.4,1"], capture_output=True, text=True, timeout=300
+        [*asked, "--batch_sizes=1,2"], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     assert "Share of FLOPs on 50 images of digits train" in done.stdout
     assert "Mean distance from S: " in done.stdout
-    assert done.stdout.splitlines()[-1].endswith("calibration.json")
+    *_, calibration, profile = [line for line in done.stdout.splitlines() if line.endswith("json")]
+    assert calibration.endswith("calibration.json") and profile.endswith("profile.json")
+    assert "milliseconds for batches of so many" in done.stdout
+    done = subprocess.run(
+        [*asked, "--batch_sizes=none"], capture_output=True, text=True, timeout=300
+    )
+    assert done.stdout.splitlines()[-1] == calibration
+    assert not pathlib.Path(profile).exists()  # It was of the calibration before.
     for flag, sentence in (
         ("--images=0", "--images is '0'"),
         ("--scales=2", "--scales is '2'; expected numbers from 0 to 1"),
