@@ -88,12 +88,21 @@ def test_what_it_took_it_answers_before_it_ends(predictor, images):
 
 
 def test_who_gave_up_waiting_disturbs_nobody(predictor, images):
-    engine = Engine(predictor)
+    held, begun = threading.Event(), threading.Event()
+
+    def observe(event: str, what: object) -> None:
+        if event == "batch":
+            begun.set()
+            held.wait(60)
+
+    engine = Engine(predictor, observe=observe)
     pixels = images.astype(np.float32)
     futures = [engine.submit(pixels[:16], soon()) for _ in range(20)]
-    cancelled = [future for future in futures[::2] if future.cancel()]
+    assert begun.wait(60)
+    cancelled = [future for future in futures[-10:] if future.cancel()]
+    held.set()
     engine.stop()
-    assert cancelled
+    assert len(cancelled) == 10
     # Nothing was computed for them.
     assert sum(future.cancelled() for future in futures) == len(cancelled)
     assert all(future.cancelled() or future.result().prediction for future in futures)

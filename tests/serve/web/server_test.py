@@ -98,16 +98,17 @@ def test_what_cannot_be_in_time_is_told_when_to_come_back(server, images):
     status, found, _ = server.ask(INFER, request(images[:16], deadline_ms=0.001))
     assert status == 400
     assert re.search(r"due within 0.001 ms, and takes [\d.]+ ms at least", found["error"])
-    # A burst of requests that could be answered in time one by one, and not all together.
-    content = request(images[:16], deadline_ms=60.0, scale=1.0)
-    with concurrent.futures.ThreadPoolExecutor(48) as pool:
-        replies = list(pool.map(lambda _: server.ask(INFER, content), range(480)))
-    statuses = {reply[0] for reply in replies}
-    assert statuses <= {200, 400, 503} and 503 in statuses
-    for status, found, headers in replies:
-        if status == 503:
-            assert int(headers["retry-after"]) >= 1
-            assert re.search(r"try again in \d+\.\d{3} s\.$", found["error"])
+    # One that is on its way for longer than it may take could be in time at another try.
+    content = json.dumps(request(images[:2], deadline_ms=1000)).encode()
+    head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n"
+    head += "Connection: close\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+        connection.sendall(head.encode() + content[:9])
+        time.sleep(1.5)
+        connection.sendall(content[9:])
+        reply = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
+    assert reply.startswith("HTTP/1.1 503") and re.search(r"(?i)\r\nretry-after: \d+\r\n", reply)
+    assert re.search(r"cannot be answered before its deadline; try again in \d+\.\d{3} s\.", reply)
     assert 'urnet_shed_total{reason="late"}' in server.ask("/metrics")[1].decode()
 
 
@@ -243,8 +244,7 @@ def test_a_stop_answers_what_was_taken(measured, images):
     assert (code, printed, errors) == (0, "Stopped: all that was taken is answered.\n", "")
     # What was taken is answered; whoever came too late finds nobody there.
     assert set(answered) <= {200, 503}
-    assert all(isinstance(error, ConnectionRefusedError | ConnectionResetError
-                          | http.client.RemoteDisconnected) for error in refused)  # fmt: skip
+    assert all(isinstance(error, ConnectionError) for error in refused)
 
 
 def test_a_bundle_is_served_to_those_with_a_token(measured, tmp_path, images):
