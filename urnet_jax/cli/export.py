@@ -50,7 +50,10 @@ def _parse_export(argv: list[str]) -> None:
     check_workdir()
     which_step()
     if not FLAGS.output:
-        raise UserError("--output is missing; name a file, as --output=mine.safetensors.")
+        example = "folder, as --output=mine" if FLAGS.format == "bundle" else (
+            "file, as --output=mine.safetensors"
+        )  # fmt: skip
+        raise UserError(f"--output is missing; name a {example}.")
     if FLAGS.format == "bundle" and (FLAGS["names"].present or FLAGS.prune_at is not None):
         raise UserError("--names and --prune_at belong to a state dict, and --format is 'bundle'.")
     if FLAGS.prune_at is None and (FLAGS["images"].present or FLAGS.data_dir):
