@@ -12,7 +12,7 @@ from urnet_jax.serve.schedule.request import Request
 LEVELS = 12
 """S among which one is chosen for all requests that are due, each within its own bounds."""
 
-MOST_EXPECTED = 256
+MOST_EXPECTED = 96
 """In so many parts, at most, are those to come planned for."""
 
 
@@ -65,15 +65,19 @@ class Bending:
         rows, deadlines, low, high = _plan(requests, now, outlook)
         levels = np.linspace(costs.least_scale, 1.0, LEVELS)[:, None]
         # [levels, requests]; a request's bounds count more than what is best for all.
-        scales = np.clip(levels, np.maximum(low, costs.least_scale), high)
-        worth, ends = rows * costs.value(scales), np.cumsum(rows)
+        bounds = np.stack([np.maximum(low, costs.least_scale), high])
+        # Mostly all have the same, and one column says what holds for every request.
+        own = bounds[:, :1] if (bounds == bounds[:, :1]).all() else bounds
+        narrow = np.clip(levels, *own)
+        scales = np.broadcast_to(narrow, (LEVELS, len(rows)))
+        worth, ends = rows * costs.value(narrow), np.cumsum(rows)
         best, chosen = (-1.0, 0.0), (1, scales[0, :1])
         real_rows = int(ends[len(requests) - 1])
         for size in costs.sizes(real_rows):
             # As many whole requests as fit, one at least.
             count = max(1, int(np.searchsorted(ends[: len(requests)], size, side="right")))
             first = costs.seconds(rows[:count], scales[:, :count])
-            spent = np.cumsum(rows * costs.seconds_per_row(scales, int(size)), axis=1)
+            spent = np.cumsum(rows * costs.seconds_per_row(narrow, int(size)), axis=1)
             finish = now + first[:, None] + _behind(spent, ends, count, int(size))
             value = (worth * (finish <= deadlines)).sum(axis=1)
             k = int(value.argmax())
