@@ -47,6 +47,7 @@ def test_the_readme_is_short():
         "README.md",
         pytest.param("docs/inference.md", marks=pytest.mark.slow),
         pytest.param("docs/inspection.md", marks=pytest.mark.slow),
+        pytest.param("docs/serving.md", marks=pytest.mark.slow),
     ],
 )
 def test_the_python_of_a_page_runs(name, finished, tmp_path, monkeypatch):

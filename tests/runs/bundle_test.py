@@ -15,7 +15,7 @@ from etils import epath
 from helpers.pretrained_networks import assert_identical
 from urnet_jax import config as config_lib
 from urnet_jax.errors import UserError
-from urnet_jax.runs import bundle, calibration, export, profile
+from urnet_jax.runs import bundle, calibration, export, kept, profile
 from urnet_jax.runs.calibration import Calibration
 from urnet_jax.runs.load import load_network
 from urnet_jax.runs.profile import Profile
@@ -116,7 +116,7 @@ def test_what_is_no_whole_bundle_is_one_sentence(folder, tmp_path):
 
 def test_what_is_no_profile_is_one_sentence(tmp_path):
     path = epath.Path(tmp_path / "profile.json")
-    whole = json.loads(profile.to_text(PROFILE))
+    whole = json.loads(kept.to_text(PROFILE))
     nan = float("nan")
     for wrong in (
         {"scales": [0.2]}, {"top1_percent": [50, nan]}, {"seconds": [[1, 2]]}, {"about": [1]},
@@ -145,7 +145,6 @@ def test_a_profile_is_read_between_what_was_measured():
     np.testing.assert_allclose(PROFILE.seconds_at([0.2, 0.6, 1.0], 8), [0.002, 0.005, 0.008])
     np.testing.assert_allclose(PROFILE.seconds_at(1.0, 16), 0.016)
     np.testing.assert_allclose(PROFILE.seconds_at(0.2, 4), 0.001 + 0.003 / 7)
-    assert PROFILE.top1_at(0.6) == 70.0
 
 
 def test_a_profile_goes_with_a_new_calibration(workdir):

@@ -19,6 +19,7 @@ from urnet_jax.errors import UserError, make_folder
 from urnet_jax.nets import network
 from urnet_jax.nets.network import Tree
 from urnet_jax.runs import calibration as calibration_lib
+from urnet_jax.runs import kept
 from urnet_jax.runs import profile as profile_lib
 from urnet_jax.runs.calibration import Calibration
 from urnet_jax.runs.meta import Meta
@@ -86,9 +87,9 @@ def write(bundle: Bundle, output: epath.PathLike, card: str) -> list[epath.Path]
     weights = safetensors.numpy.save(export_state_dict(bundle.params, bundle.batch_stats, arch))
     files = {WEIGHTS: weights}
     if bundle.calibration is not None:
-        files[calibration_lib.FILE] = calibration_lib.to_text(bundle.calibration).encode()
+        files[calibration_lib.FILE] = kept.to_text(bundle.calibration).encode()
     if bundle.profile is not None:
-        files[profile_lib.FILE] = profile_lib.to_text(bundle.profile).encode()
+        files[profile_lib.FILE] = kept.to_text(bundle.profile).encode()
     # config.json is the last, and holds checksums of the others: a bundle that is half of an older
     # one is told from a whole one.
     described = _described(bundle, {name: zlib.crc32(content) for name, content in files.items()})

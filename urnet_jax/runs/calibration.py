@@ -1,7 +1,6 @@
 """What a calibration found, kept with the checkpoint that it is of."""
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -9,9 +8,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float
 
-from urnet_jax.errors import UserError, writable
-from urnet_jax.runs import checksums
-from urnet_jax.runs.meta import FOLDER
+from urnet_jax.runs import kept
 
 FILE = "calibration.json"
 
@@ -63,6 +60,28 @@ class Calibration:
         return float(np.mean(np.abs(np.array(self.shares_unseen) - self.scales)))
 
 
+def write(workdir: epath.PathLike, step: int, calibration: Calibration) -> epath.Path:
+    """Puts it into the checkpoint's folder, in place of an older one."""
+    return kept.write(workdir, step, FILE, calibration)
+
+
+def read(workdir: epath.PathLike, step: int) -> Calibration | None:
+    """That of a checkpoint, None if it has none; see `from_file`."""
+    return from_file(kept.path_of(workdir, step, FILE))
+
+
+def from_file(path: epath.Path) -> Calibration | None:
+    """What a file holds, None if there is no such file; a UserError if it is not a calibration."""
+    return kept.from_file(path, _made, "calibration")
+
+
+def _made(**fields: Any) -> Calibration:
+    """From what a file holds; ValueError, TypeError or AttributeError where it is not one."""
+    made = Calibration(**fields)
+    _check(made)
+    return made
+
+
 def _check(calibration: Calibration) -> None:
     """Raises ValueError or TypeError where it does not hold together."""
     scales, offsets = (np.array(x, float) for x in (calibration.scales, calibration.offsets))
@@ -75,48 +94,3 @@ def _check(calibration: Calibration) -> None:
         raise ValueError("offsets that are no numbers, or scales that do not ascend")
     if scales[0] < 0 or scales[-1] > 1:
         raise ValueError("scales outside of [0, 1]")
-
-
-def to_text(calibration: Calibration) -> str:
-    """The calibration as JSON, from which `from_file` makes an equal one."""
-    return json.dumps(dataclasses.asdict(calibration), indent=2, allow_nan=False) + "\n"
-
-
-def write(workdir: epath.PathLike, step: int, calibration: Calibration) -> epath.Path:
-    """Puts it into the checkpoint's folder, in place of an older one."""
-    folder = epath.Path(workdir) / FOLDER / str(step)
-    text = to_text(calibration)
-    with writable(folder / FILE):
-        checksums.replace_file(folder, FILE, text)
-    return folder / FILE
-
-
-def read(workdir: epath.PathLike, step: int) -> Calibration | None:
-    """That of a checkpoint, None if it has none.
-
-    Raises:
-      UserError: the file is not one.
-    """
-    return from_file(epath.Path(workdir) / FOLDER / str(step) / FILE)
-
-
-def from_file(path: epath.Path) -> Calibration | None:
-    """What a file holds, None if there is no such file.
-
-    Raises:
-      UserError: the file is not a calibration.
-    """
-    if not path.exists():
-        return None
-    try:
-        held = json.loads(path.read_text())
-        lists: dict[str, Any] = {
-            name: tuple(x) if isinstance(x, list) else x for name, x in held.items()
-        }
-        calibration = Calibration(**lists)
-        _check(calibration)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path} is not a calibration: remove it, or run urnet calibrate again."
-        ) from error
-    return calibration

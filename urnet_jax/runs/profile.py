@@ -1,16 +1,13 @@
 """What each S gives and takes: top-1 on images that were held back, and time on one device."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from urnet_jax.errors import UserError, writable
-from urnet_jax.runs import checksums
-from urnet_jax.runs.meta import FOLDER
+from urnet_jax.runs import kept
 
 FILE = "profile.json"
 
@@ -48,57 +45,32 @@ class Profile:
         beyond = max(1.0, batch_size / sizes[-1])
         return beyond * np.interp(scale, self.scales, per_scale)
 
-    def top1_at(self, scale: Any) -> Any:
-        """Top-1 in percent at S, on the lines between what was measured."""
-        return np.interp(scale, self.scales, self.top1_percent)
-
-
-def to_text(profile: Profile) -> str:
-    """The profile as JSON, from which `from_file` makes an equal one."""
-    return json.dumps(dataclasses.asdict(profile), indent=2, allow_nan=False) + "\n"
-
 
 def write(workdir: epath.PathLike, step: int, profile: Profile) -> epath.Path:
     """Puts it into the checkpoint's folder, in place of an older one."""
-    folder = epath.Path(workdir) / FOLDER / str(step)
-    with writable(folder / FILE):
-        checksums.replace_file(folder, FILE, to_text(profile))
-    return folder / FILE
+    return kept.write(workdir, step, FILE, profile)
 
 
 def remove(workdir: epath.PathLike, step: int) -> None:
     """Removes that of a checkpoint: a new calibration makes another network of it."""
-    folder = epath.Path(workdir) / FOLDER / str(step)
-    with writable(folder / FILE):
-        checksums.remove_file(folder, FILE)
+    kept.remove(workdir, step, FILE)
 
 
 def read(workdir: epath.PathLike, step: int) -> Profile | None:
     """That of a checkpoint, None if it has none; see `from_file`."""
-    return from_file(epath.Path(workdir) / FOLDER / str(step) / FILE)
+    return from_file(kept.path_of(workdir, step, FILE))
 
 
 def from_file(path: epath.Path) -> Profile | None:
-    """What a file holds, None if there is no such file.
+    """What a file holds, None if there is no such file; a UserError if it is not a profile."""
+    return kept.from_file(path, _made, "profile")
 
-    Raises:
-      UserError: the file is not a profile.
-    """
-    if not path.exists():
-        return None
-    try:
-        held = json.loads(path.read_text())
-        held["seconds"] = tuple(map(tuple, held["seconds"]))
-        lists: dict[str, Any] = {
-            name: tuple(x) if isinstance(x, list) else x for name, x in held.items()
-        }
-        profile = Profile(**lists)
-        _check(profile)
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise UserError(
-            f"{path} is not a profile: remove it, or run urnet calibrate again."
-        ) from error
-    return profile
+
+def _made(**fields: Any) -> Profile:
+    """From what a file holds; ValueError, TypeError or AttributeError where it is not one."""
+    made = Profile(**fields)
+    _check(made)
+    return made
 
 
 def _check(profile: Profile) -> None:

@@ -73,9 +73,7 @@ def serve(
     Raises:
       UserError: there is no such network, it cannot be served here, or the port is taken.
     """
-    name = name or re.sub(r"[^\w.-]", "_", epath.Path(path).resolve().name)
-    if not re.fullmatch(r"[\w.-]+", name):
-        raise UserError(f"--name is {name!r}; expected letters, digits, '_', '-' and '.'.")
+    name = _named(name, path)
 
     def loaded() -> Predictor:
         return load(path, which, batch_sizes=batch_sizes)
@@ -102,6 +100,14 @@ def serve(
             _run(App(engine, metrics, settings), taken, deadline_ms)
         finally:
             engine.stop()
+
+
+def _named(name: str, path: epath.PathLike) -> str:
+    """The model's name, by default the folder's; a UserError where no address could hold it."""
+    name = name or re.sub(r"[^\w.-]", "_", epath.Path(path).resolve().name)
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise UserError(f"--name is {name!r}; expected letters, digits, '_', '-' and '.'.")
+    return name
 
 
 def _bind(host: str, port: int) -> socket.socket:

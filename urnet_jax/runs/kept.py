@@ -1,0 +1,65 @@
+"""Small records that are kept with a checkpoint, each a dataclass in a JSON file of its folder."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from etils import epath
+
+from urnet_jax.errors import UserError, writable
+from urnet_jax.runs import checksums
+from urnet_jax.runs.meta import FOLDER
+
+Record = TypeVar("Record")
+
+
+def to_text(record: Any) -> str:
+    """A dataclass as JSON, from which `from_file` makes an equal one."""
+    return json.dumps(dataclasses.asdict(record), indent=2, allow_nan=False) + "\n"
+
+
+def write(workdir: epath.PathLike, step: int, file: str, record: Any) -> epath.Path:
+    """Puts a record into the checkpoint's folder, in place of an older one."""
+    path = path_of(workdir, step, file)
+    with writable(path):
+        checksums.replace_file(path.parent, file, to_text(record))
+    return path
+
+
+def remove(workdir: epath.PathLike, step: int, file: str) -> None:
+    """Removes a record from the checkpoint's folder, where there is one."""
+    path = path_of(workdir, step, file)
+    with writable(path):
+        checksums.remove_file(path.parent, file)
+
+
+def path_of(workdir: epath.PathLike, step: int, file: str) -> epath.Path:
+    """Where a record of a checkpoint lies."""
+    return epath.Path(workdir) / FOLDER / str(step) / file
+
+
+def from_file(path: epath.Path, make: Callable[..., Record], what: str) -> Record | None:
+    """What a file holds, None if there is no such file.
+
+    Args:
+      path: the file.
+      make: f(**fields) -> the record, lists in them being tuples, however deep; it raises
+        ValueError, TypeError or AttributeError where they do not hold together.
+      what: the record is called in an error.
+
+    Raises:
+      UserError: the file is not one.
+    """
+    if not path.exists():
+        return None
+    try:
+        return make(**{name: _frozen(x) for name, x in json.loads(path.read_text()).items()})
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} is not a {what}: remove it, or run urnet calibrate again."
+        ) from error
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
