@@ -79,9 +79,16 @@ def test_many_threads_get_what_one_gets(measured, images):
 
 def test_warming_up_compiles_all_that_is_ever_needed(measured, images):
     fresh = urnet_jax.load(measured, batch_sizes=(2, 8))
+    compiled: list[str] = []  # what JAX itself says, not the predictor
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: compiled.append(event) if "compile" in event else None
+    )
     fresh.warm_up()
+    assert compiled
+    compiled.clear()
     for size in range(12):
         fresh(images[:size], scale=np.linspace(0, 1, size))
+    assert not compiled
     assert fresh.compilations == 2
 
 
