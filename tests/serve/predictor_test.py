@@ -80,9 +80,12 @@ def test_many_threads_get_what_one_gets(measured, images):
 def test_warming_up_compiles_all_that_is_ever_needed(measured, images):
     fresh = urnet_jax.load(measured, batch_sizes=(2, 8))
     compiled: list[str] = []  # what JAX itself says, not the predictor
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, seconds, **_: compiled.append(event) if "compile" in event else None
-    )
+
+    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
+        if "compile" in event:
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
     fresh.warm_up()
     assert compiled
     compiled.clear()
