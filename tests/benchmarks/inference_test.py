@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import benchmarks
 from benchmarks import inference, inference_cases, inference_report, results, timing
 from urnet_jax.errors import UserError
 from urnet_jax.nets.architecture import Architecture
@@ -163,8 +164,10 @@ def test_a_wrong_flag_is_one_sentence(argument, sentence):
 
 
 def test_missing_torch_names_the_extra(tmp_path, monkeypatch):
+    # As if nothing had imported PyTorch: a package keeps its modules as attributes too.
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.delitem(sys.modules, "benchmarks.torch_networks", raising=False)
+    monkeypatch.delattr(benchmarks, "torch_networks", raising=False)
     with pytest.raises(UserError, match=r"pip install '\.\[torch\]'.*--torch=False"):
         run(tmp_path, "--torch=True")
 
