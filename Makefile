@@ -3,6 +3,7 @@ PYTHON ?= python3
 UV ?= uv
 TORCH ?= torch==2.13.0
 TRITON ?= tritonclient[http]==2.73.0
+RAY ?= ray[serve]==2.60.0
 
 # More processes than four gain nothing on a large machine.
 PYTEST = JAX_PLATFORMS=cpu .venv/bin/python -m pytest -q -n logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
@@ -21,10 +22,12 @@ demo: .venv/installed
 test: lint
 	$(PYTEST) -m 'not slow'
 
-# Everything, compiled as a user's run is: slow tests and those that need PyTorch or Triton's client.
+# Everything, compiled as a user's run is: slow tests and those that need PyTorch, Triton's client
+# or Ray.
 test-all: lint
-	.venv/bin/python -c 'import torch, tritonclient' 2>/dev/null \
-	  || .venv/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH) '$(TRITON)'
+	.venv/bin/python -c 'import torch, tritonclient, ray.serve' 2>/dev/null \
+	  || .venv/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH) '$(TRITON)' \
+	    '$(RAY)'
 	$(PYTEST) --optimized
 
 lint: .venv/installed

@@ -61,10 +61,11 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from benchmarks.serving_policies import policy
 from urnet_jax.serve.web import server
+from urnet_jax.serve.web.options import Options
 from urnet_jax.xla import cache
 
 cache.keep_compiled()
-server.serve(sys.argv[2], port=0, name="m", deadline_ms=float(sys.argv[4]),
+server.serve(Options(sys.argv[2], name="m", deadline_ms=float(sys.argv[4])), port=0,
              policy=policy(sys.argv[3], float(sys.argv[4]) / 1000))
 """
 

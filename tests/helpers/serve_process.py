@@ -10,6 +10,8 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
+
 FLAGS = ("--port=0", "--batch_sizes=1,4,16", "--deadline_ms=60000", "--name=digits")
 
 
@@ -49,3 +51,12 @@ class Server:
         self.process.send_signal(signal.SIGTERM)
         printed, errors = self.process.communicate(timeout=120)
         return self.process.returncode, printed, errors
+
+
+def request(images: np.ndarray, **parameters: Any) -> dict[str, Any]:
+    """What asks for the classes of images, as JSON."""
+    tensor = {
+        "name": "images", "shape": list(images.shape), "datatype": "UINT8",
+        "data": images.ravel().tolist(),
+    }  # fmt: skip
+    return {"inputs": [tensor], "parameters": parameters}

@@ -29,6 +29,8 @@ def main() -> None:
     --held_mb       mebibytes of all requests that wait (default: 1024)
     --token_file    a file with a token, which requests then have to carry in a header,
                     Authorization: Bearer TOKEN (default: the environment's URNET_TOKEN, if any)
+    --ray           serve by replicas behind Ray Serve, on the Ray that runs or on one of its own
+    --replicas      how many (default: 1); SIGHUP has each take the newest checkpoint
 
     Requests are of the Open Inference Protocol, version 2; docs/serving.md has examples. SIGTERM
     and Ctrl-C end it once all that it took is answered.
@@ -50,9 +52,13 @@ def _parse(argv: list[str]) -> str:
     flags.DEFINE_integer("body_limit", 0, "Bytes of a request.", lower_bound=0)
     flags.DEFINE_integer("held_mb", 1024, "Mebibytes of what waits.", lower_bound=1)
     flags.DEFINE_string("token_file", "", "A file with a token.")
+    flags.DEFINE_bool("ray", False, "By replicas behind Ray Serve.")
+    flags.DEFINE_integer("replicas", 1, "How many.", lower_bound=1)
     parse(argv)
     check_workdir()
     which_step()
+    if FLAGS.replicas > 1 and not FLAGS.ray:
+        raise UserError(f"--replicas is {FLAGS.replicas}; more than one needs --ray.")
     if not batch_sizes_of(FLAGS.batch_sizes):
         raise UserError("--batch_sizes is 'none'; expected numbers from 1 up, as 1,8.")
     return _token()
@@ -73,26 +79,32 @@ def _token() -> str:
 
 @_told_to_the_user
 def _serve(token: str) -> None:
+    extra = "ray" if FLAGS.ray else "serve"
     try:
-        from urnet_jax.serve.web import server
+        from urnet_jax.serve.web import options, server
+
+        if FLAGS.ray:
+            from urnet_jax.serve import cluster
     except ModuleNotFoundError as error:
         raise UserError(
             f"The server needs {error.name}, which is not installed: install the extra with "
-            "`pip install '.[serve]'`."
+            f"`pip install '.[{extra}]'`."
         ) from error
     from urnet_jax.xla import cache
 
-    cache.keep_compiled()
-    server.serve(
+    told = options.Options(
         FLAGS.workdir,
         which=which_step(),
-        host=FLAGS.host,
-        port=FLAGS.port,
         name=FLAGS.name,
         deadline_ms=FLAGS.deadline_ms,
         most_waiting=FLAGS.most_waiting,
-        batch_sizes=batch_sizes_of(FLAGS.batch_sizes),
+        batch_sizes=tuple(batch_sizes_of(FLAGS.batch_sizes)),
         body_limit=FLAGS.body_limit,
         held_mb=FLAGS.held_mb,
         token=token,
     )
+    if FLAGS.ray:
+        cluster.run(told, host=FLAGS.host, port=FLAGS.port, replicas=FLAGS.replicas)
+        return
+    cache.keep_compiled()
+    server.serve(told, host=FLAGS.host, port=FLAGS.port)

@@ -40,7 +40,7 @@ def load_network(
     Raises:
       UserError: `workdir` holds no such checkpoint, or it is damaged.
     """
-    meta = _find(workdir, which)
+    meta = find_meta(workdir, which)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     params, batch_stats = network.abstract_variables(*network_of(meta.config))
     averaged = meta.config[meta.phase].ema_decay > 0
@@ -55,7 +55,8 @@ def load_network(
     return LoadedNetwork(meta, parts["params"], parts["batch_stats"])
 
 
-def _find(workdir: epath.PathLike, which: Literal["newest", "best"] | int) -> Meta:
+def find_meta(workdir: epath.PathLike, which: Literal["newest", "best"] | int) -> Meta:
+    """What `load_network` would read, without its arrays; a UserError as there."""
     meta = None
     if which == "newest":
         meta = checkpoint.newest_meta(workdir)

@@ -13,12 +13,11 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pytest
 
-from helpers.serve_process import Server
+from helpers.serve_process import Server, request
 from urnet_jax.runs import export
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
@@ -31,14 +30,6 @@ def server(measured) -> Iterator[Server]:
     running = Server(measured)
     yield running
     assert running.stop() == (0, "Stopped: all that was taken is answered.\n", "")
-
-
-def request(images: np.ndarray, **parameters: Any) -> dict[str, Any]:
-    tensor = {
-        "name": "images", "shape": list(images.shape), "datatype": "UINT8",
-        "data": images.ravel().tolist(),
-    }  # fmt: skip
-    return {"inputs": [tensor], "parameters": parameters}
 
 
 INFER = "/v2/models/digits/infer"

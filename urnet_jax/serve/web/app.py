@@ -209,7 +209,10 @@ class App:
         """Has the newest checkpoint answer from the next batch on."""
         await read_body(scope, receive, self.settings)
         if self.settings.reload is None:
-            raise Refused(400, "This server was not told where its network comes from.")
+            raise Refused(
+                400, "This is one replica of several, which take a new checkpoint together: send "
+                "SIGHUP to urnet serve --ray, or deploy it anew.",
+            )  # fmt: skip
         async with self._swapping:
             reload = self.settings.reload
             await asyncio.to_thread(lambda: self.engine.swap(reload()))

@@ -2,23 +2,17 @@
 
 import contextlib
 import math
-import re
 import signal
 import socket
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import uvicorn
-from etils import epath
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from urnet_jax.errors import UserError
-from urnet_jax.serve.engine import Engine
-from urnet_jax.serve.predictor import BATCH_SIZES, Predictor, load
 from urnet_jax.serve.schedule.policy import Policy
 from urnet_jax.serve.web.app import App
-from urnet_jax.serve.web.http import Settings
-from urnet_jax.serve.web.metrics import Metrics
+from urnet_jax.serve.web.options import Options, application
 
 KEEP_ALIVE_S = 75
 """A connection is closed so long after its last answer."""
@@ -35,83 +29,40 @@ FILES = 64
 MOST_CONNECTIONS = 4096
 """Beyond them requests get a 503 at once."""
 
-NUMBER_BYTES = 24
-"""Of a number as JSON, at most: what a body may hold for each of the numbers of a full batch."""
-
 
 def serve(
-    path: epath.PathLike,
-    *,
-    which: Literal["newest", "best"] | int = "newest",
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    name: str = "",
-    deadline_ms: float = 100.0,
-    most_waiting: int = 1024,
-    batch_sizes: Sequence[int] = BATCH_SIZES,
-    body_limit: int = 0,
-    held_mb: int = 1024,
-    token: str = "",
-    policy: Policy | None = None,
+    options: Options, *, host: str = "127.0.0.1", port: int = 8000, policy: Policy | None = None
 ) -> None:
     """Serves a network until SIGTERM or Ctrl-C, after which it answers what it took.
 
     Args:
-      path: the workdir of a run, or a bundle; calibrated, and measured on this device.
-      which: of a workdir, its checkpoint.
+      options: which network, and how.
       host: the address that is listened at.
       port: 0 takes any that is free.
-      name: of the model in addresses; by default that of the folder.
-      deadline_ms: of requests that name none.
-      most_waiting: images that may wait.
-      batch_sizes: for which the network is compiled.
-      body_limit: bytes of a request's body; 0: enough for a full batch as JSON.
-      held_mb: mebibytes of the bodies of all requests that wait.
-      token: that requests have to carry; empty: none.
       policy: chooses S and batches; by default `schedule.policy.Bending`.
 
     Raises:
       UserError: there is no such network, it cannot be served here, or the port is taken.
     """
-    name = _named(name, path)
-
-    def loaded() -> Predictor:
-        return load(path, which, batch_sizes=batch_sizes)
-
-    taken = _bind(host, port)
-    with contextlib.closing(taken):
-        predictor = loaded()
+    _ = options.model  # Refused before anything that takes long.
+    with contextlib.closing(bind(host, port)) as taken:
+        predictor = options.load()
         print(f"{predictor.arch.describe()}, step {predictor.bundle.meta.step}")
         print("Compiling for batches of "
               f"{', '.join(map(str, predictor.batch_sizes))} images ...", flush=True)  # fmt: skip
-        metrics = Metrics()
-        engine = Engine(predictor, policy=policy, most_rows=most_waiting, observe=metrics.observe)
-        height, width, channels = predictor.image_shape
-        numbers = predictor.batch_sizes[-1] * height * width * channels
-        settings = Settings(
-            name=name,
-            deadline_ms=deadline_ms,
-            body_limit=body_limit or max(1 << 20, NUMBER_BYTES * numbers),
-            held_limit=held_mb << 20,
-            token=token,
-            reload=loaded,
-        )
+        app = application(options, predictor, policy)
         try:
-            _run(App(engine, metrics, settings), taken, deadline_ms)
+            _run(app, taken, options.deadline_ms)
         finally:
-            engine.stop()
+            app.engine.stop()
 
 
-def _named(name: str, path: epath.PathLike) -> str:
-    """The model's name, by default the folder's; a UserError where no address could hold it."""
-    name = name or re.sub(r"[^\w.-]", "_", epath.Path(path).resolve().name)
-    if not re.fullmatch(r"[\w.-]+", name):
-        raise UserError(f"--name is {name!r}; expected letters, digits, '_', '-' and '.'.")
-    return name
+def bind(host: str, port: int) -> socket.socket:
+    """Takes the port before anything that takes long; nobody is listened to yet.
 
-
-def _bind(host: str, port: int) -> socket.socket:
-    """Takes the port before anything that takes long; nobody is listened to yet."""
+    Raises:
+      UserError: it is taken, or not one of this machine's.
+    """
     try:
         (family, *_), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         taken = socket.socket(family, socket.SOCK_STREAM)
@@ -132,11 +83,16 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         app: Any = self.config.app
         host, port = (sockets or [])[0].getsockname()[:2]
-        address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        print(
-            f"Ready: {address}/ is a page, {address}/v2/models/{app.settings.name}/infer answers, "
-            f"by default within {app.settings.deadline_ms:g} ms. Ctrl-C ends it.", flush=True,
-        )  # fmt: skip
+        announce(host, port, app.settings.name, app.settings.deadline_ms)
+
+
+def announce(host: str, port: int, model: str, deadline_ms: float) -> None:
+    """Says where it answers."""
+    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    print(
+        f"Ready: {address}/ is a page, {address}/v2/models/{model}/infer answers, by default "
+        f"within {deadline_ms:g} ms. Ctrl-C ends it.", flush=True,
+    )  # fmt: skip
 
 
 class _Impatient(HttpToolsProtocol):
