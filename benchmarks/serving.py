@@ -5,7 +5,8 @@ r"""A server under load: who is answered in time, and how well, beside others' w
 
 Starts `urnet serve`'s server with each policy and sends it requests with real images at fixed
 times, from a process of its own; latency counts from when a request was due. Server and sender
-share this machine: what the sender took is recorded too.
+share this machine: what the sender took is recorded too. Beside what was measured stands a bound:
+what a scheduler that knows all requests beforehand could not exceed.
 
 --workdir       a calibrated run, measured on this device
 --data_dir      where its data lies (default: where its config says)
@@ -14,6 +15,7 @@ share this machine: what the sender took is recorded too.
                 gamma8, step3, step10, and the traces code and conv; default:
                 step3:3,poisson:1.5,code:1
 --policies      of bending (ours), fixed (S = 1), smallest, aimd, switching; default: all
+--http          False asks the engine itself, by a thread of its process (default: True)
 --seconds       of each run (default: 30)
 --rows          images of a request (default: 16)
 --deadline_ms   of each request (default: 100)
@@ -42,12 +44,23 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import numpy as np
 from absl import flags
 
-from benchmarks import results, serving_load, serving_policies, serving_report, timing, trained
+import urnet_jax
+from benchmarks import (
+    results,
+    serving_bound,
+    serving_engine,
+    serving_load,
+    serving_policies,
+    serving_report,
+    timing,
+    trained,
+)
 from benchmarks.serving_client import LATE_S
 from urnet_jax.data.sources import open_split
 from urnet_jax.data.splits import examples
 from urnet_jax.errors import UserError, told_to_the_user
 from urnet_jax.runs import export
+from urnet_jax.runs.bundle import Bundle
 from urnet_jax.serve import budgets
 from urnet_jax.serve.schedule.costs import Costs
 from urnet_jax.serve.schedule.request import Request
@@ -81,20 +94,24 @@ def main(argv: Sequence[str]) -> None:
         profile = budgets.profile_here(bundle, "--workdir")
         costs = Costs(profile)
         capacity = 1 / (values.rows * float(costs.seconds_per_row(np.array(1.0))))
-        about = {
+        about: dict[str, Any] = {
             "network": str(bundle.meta.config.data.name), "capacity_per_s": capacity,
             "images_per_request": values.rows, "deadline_ms": values.deadline_ms,
             "seconds": values.seconds,
         }  # fmt: skip
         groups = [
-            (f"{pattern} x {load:g}, {policy}, seed {seed}",
-             about | {"pattern": pattern, "load": load, "policy": policy, "seed": seed},
+            (f"{pattern} x {load:g}, {policy}, seed {seed}" + ("" if values.http else ", no HTTP"),
+             about | {"pattern": pattern, "load": load, "policy": policy, "seed": seed}
+             | ({} if values.http else {"http": False}),
              functools.partial(_measure, values, capacity, pattern, load, policy, seed))
             for seed in trained.seeds_of(values.seeds)
             for pattern, load in _patterns(values.patterns)
             for policy in _policies(values.policies)
         ]  # fmt: skip
         path, record = results.measure(groups, values, timed=False, about=about)
+        traces = pathlib.Path(values.traces) if values.traces else None
+        record["bounds"] = serving_bound.of_record(record, costs, _top1(values, costs), traces)
+        results.write_json(path, record)
         print(*serving_report.write(record, pathlib.Path(path)), sep="\n")
 
 
@@ -115,6 +132,7 @@ def parse(argv: list[str]) -> flags.FlagValues:
     number = functools.partial(flags.DEFINE_float, help="", lower_bound=1e-3, flag_values=values)
     number("seconds", 30.0)
     number("deadline_ms", 100.0)
+    flags.DEFINE_bool("http", True, "", flag_values=values)
     flags.DEFINE_integer("rows", 16, "", lower_bound=1, flag_values=values)
     results.define_flags(values, "serving")
     timing.parse_flags(values, argv, __doc__ or "")
@@ -161,20 +179,41 @@ def _measure(
     least = Costs(budgets.profile_here(bundle, "--workdir")).least_scale
     parameters = {"fixed": {"scale": 1.0}, "aimd": {"min_scale": 1.0},
                   "smallest": {"scale": least}}.get(policy, {})  # fmt: skip
+    images, labels = _examples(values, bundle)
+    plan = {"times": times, "images": images, "rows": values.rows,
+            "address": "/v2/models/m/infer", "parameters": json.dumps(parameters)}  # fmt: skip
+    low = parameters.get("scale", parameters.get("min_scale", 0.0))
+    high = parameters.get("scale", 1.0)
+    if values.http:
+        found, correction = _served(values, policy, plan)
+    else:
+        limit_s = values.deadline_ms / 1000
+        found, correction = serving_engine.replay(
+            values.workdir, policy, limit_s, (low, high), plan
+        )
+    row = _row(found, times, labels, values)
+    expected = _simulated(values, bundle, policy, times, (low, high), correction)
+    row |= {"simulated_attainment": expected, "correction": correction, "http": values.http}
+    row |= {"pattern": pattern, "load": load, "policy": policy, "seed": seed}
+    row["timeline"] = serving_report.timeline(found, times, values.seconds, values.deadline_ms)
+    return [row], {"attainment": f"{row['attainment']:.4f}", "S": f"{row['mean_scale']:.2f}"}
+
+
+def _examples(values: flags.FlagValues, bundle: Bundle) -> tuple[np.ndarray, np.ndarray]:
+    """The images that are sent, and their labels."""
     config = bundle.meta.config
     if values.data_dir:
         config.data.dir = values.data_dir
     split = open_split(config.data, "test")
-    images, labels = examples(split, np.arange(min(MOST_IMAGES, split.num_examples)))
-    plan = {"times": times, "images": images, "rows": values.rows,
-            "address": "/v2/models/m/infer", "parameters": json.dumps(parameters)}  # fmt: skip
-    found, correction = _served(values, policy, plan)
-    row = _row(found, times, labels, values)
-    expected = _simulated(values, bundle, policy, times, parameters, correction)
-    row |= {"simulated_attainment": expected, "correction": correction}
-    row |= {"pattern": pattern, "load": load, "policy": policy, "seed": seed}
-    row["timeline"] = serving_report.timeline(found, times, values.seconds, values.deadline_ms)
-    return [row], {"attainment": f"{row['attainment']:.4f}", "S": f"{row['mean_scale']:.2f}"}
+    return examples(split, np.arange(min(MOST_IMAGES, split.num_examples)))
+
+
+def _top1(values: flags.FlagValues, costs: Costs) -> np.ndarray:
+    """How many of these images are classified rightly at each S, from 0 to 1."""
+    predictor = urnet_jax.load(values.workdir, batch_sizes=(costs.largest,))
+    images, labels = _examples(values, predictor.bundle)
+    found = [predictor(images, scale=scale).classes == labels for scale in costs.scales.tolist()]
+    return np.mean(found, axis=1)
 
 
 def _served(
@@ -242,15 +281,13 @@ def _row(
 
 def _simulated(
     values: flags.FlagValues, bundle: Any, policy: str, times: np.ndarray,
-    parameters: dict[str, float], correction: float,
+    bounds: tuple[float, float], correction: float,
 ) -> float:  # fmt: skip
     """The attainment that the simulation expects, batches taking what they took in the end."""
     costs = Costs(bundle.profile)
     costs.correction = correction
-    low = parameters.get("scale", parameters.get("min_scale", 0.0))
-    high = parameters.get("scale", 1.0)
     limit = values.deadline_ms / 1000
-    requests = [Request(values.rows, at, at + limit, low, high) for at in times.tolist()]
+    requests = [Request(values.rows, at, at + limit, *bounds) for at in times.tolist()]
     chosen = serving_policies.policy(policy, limit)
     found = simulate(requests, Scheduler(costs, policy=chosen), lambda batch: batch.expected_s)
     return found.attainment

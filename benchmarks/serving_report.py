@@ -41,13 +41,24 @@ def timeline(
 
 
 def table(record: Row) -> pd.DataFrame:
-    """A row for each run, see `COLUMNS`; shares are from 0 to 1."""
-    return pd.DataFrame([{name: row[name] for name in COLUMNS} for row in record["rows"]])
+    """A row for each run, see `COLUMNS`; shares are from 0 to 1.
+
+    `right_percent` is of all requests, `bound_percent` what no scheduler can exceed in it.
+    """
+    bounds = {(b["pattern"], b["load"], b["seed"]): b["right_percent"] for b in record["bounds"]}
+    return pd.DataFrame([
+        {name: row[name] for name in COLUMNS} | {
+            "http": row.get("http", True),
+            "right_percent": row["attainment"] * (row["top1_percent"] or 0.0),
+            "bound_percent": bounds[row["pattern"], row["load"], row["seed"]],
+        }
+        for row in record["rows"]
+    ])  # fmt: skip
 
 
 def means(rows: pd.DataFrame) -> pd.DataFrame:
     """Means over seeds, and how far attainment spreads among them."""
-    grouped: Any = rows.groupby(["pattern", "load", "policy"], sort=False)
+    grouped: Any = rows.groupby(["pattern", "load", "http", "policy"], sort=False)
     found = grouped.mean(numeric_only=True).drop(columns="seed")
     found["seeds"] = grouped.size()
     found["spread"] = grouped["attainment"].max() - grouped["attainment"].min()
@@ -55,8 +66,9 @@ def means(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def plot(record: Row) -> Figure:
-    """For each pattern of the first seed: load, S and attainment over time, a line a policy."""
-    rows = [row for row in record["rows"] if row["seed"] == record["rows"][0]["seed"]]
+    """Load, S and attainment over time, a line a policy; of the first seed, with HTTP or without."""
+    first = _kind(record["rows"][0])
+    rows = [row for row in record["rows"] if _kind(row) == first]
     patterns = list(dict.fromkeys((row["pattern"], row["load"]) for row in rows))
     figure = Figure(figsize=(3.6 * len(patterns) + 1, 5.4), layout="constrained")
     panels = figure.subplots(3, len(patterns), squeeze=False, sharex="col", sharey="row")
@@ -83,6 +95,10 @@ def plot(record: Row) -> Figure:
     return figure
 
 
+def _kind(row: Row) -> tuple[int, bool]:
+    return row["seed"], row.get("http", True)
+
+
 def write(record: Row, path: pathlib.Path) -> list[pathlib.Path]:
     """Writes serving.csv and serving.png beside the record, and prints the table."""
     csv, png = path.with_name("serving.csv"), path.with_name("serving.png")
@@ -90,15 +106,18 @@ def write(record: Row, path: pathlib.Path) -> list[pathlib.Path]:
     rows.to_csv(csv, index=False, float_format="%.6g")
     png.write_bytes(to_png(plot(record)))
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    headers = ("pattern", "policy", "in time", "expected", "top-1, %", "S", "p50", "p99", "seeds")
+    headers = ("pattern", "policy", "in time", "expected", "top-1, %", "right, %", "at most", "S",
+               "p50", "p99", "seeds")  # fmt: skip
     for header in headers:
         shown.add_column(header, justify="left" if header in headers[:2] else "right")
     cells: Any = means(rows).itertuples()
     for row in cells:
+        policy = row.policy if row.http else f"{row.policy}, no HTTP"
         shown.add_row(
-            f"{row.pattern} x {row.load:g}", row.policy, f"{row.attainment:.4f}",
-            f"{row.simulated_attainment:.4f}", f"{row.top1_percent:.2f}", f"{row.mean_scale:.2f}",
+            f"{row.pattern} x {row.load:g}", policy, f"{row.attainment:.4f}",
+            f"{row.simulated_attainment:.4f}", f"{row.top1_percent:.2f}",
+            f"{row.right_percent:.2f}", f"{row.bound_percent:.2f}", f"{row.mean_scale:.2f}",
             f"{row.p50_ms:.1f}", f"{row.p99_ms:.1f}", str(row.seeds),
         )  # fmt: skip
-    Console(width=100).print(shown)
+    Console(width=110).print(shown)
     return [path, csv, png]

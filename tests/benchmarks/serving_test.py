@@ -9,8 +9,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks import serving, serving_load, serving_policies, serving_report
+import urnet_jax
+from benchmarks import (
+    serving,
+    serving_engine,
+    serving_load,
+    serving_policies,
+    serving_report,
+)
 from urnet_jax.errors import UserError
+from urnet_jax.runs import export
 from urnet_jax.runs.profile import Profile
 from urnet_jax.serve.schedule.costs import Costs
 from urnet_jax.serve.schedule.policy import Outlook
@@ -129,3 +137,30 @@ def test_a_short_load_on_a_real_server(measured, tmp_path):
     for row in record["rows"]:
         assert row["failed"] == 0 and row["attainment"] == row["simulated_attainment"] == 1
     assert record["rows"][1]["mean_scale"] == 1 and (tmp_path / "serving.png").exists()
+    # There is time for all to run at whichever S is best.
+    (bound,) = record["bounds"]
+    assert bound["in_time_percent"] == pytest.approx(100)
+    values = serving.parse(["serving.py", f"--workdir={measured}"])
+    profile = export.bundle_of(measured, "newest").profile
+    assert profile is not None
+    best = serving._top1(values, Costs(profile)).max()
+    assert bound["right_percent"] == pytest.approx(100 * best)
+    assert "bound_percent" in (tmp_path / "serving.csv").read_text()
+
+
+@pytest.mark.slow
+def test_the_engine_alone(measured):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (20, 8, 8, 1), dtype=np.uint8)
+    plan = {"times": np.arange(12) / 100, "images": images, "rows": 3}
+    for bounds in ((0.0, 1.0), (0.3, 0.3)):
+        found, correction = serving_engine.replay(str(measured), "bending", 60.0, bounds, plan)
+        assert (found["status"] == 200).all() and correction > 0
+        assert (found["latency"] > 0).all() and (found["delay"] >= 0).all()
+        assert (found["scale"] >= bounds[0] - 1e-6).all()
+        assert (found["scale"] <= bounds[1] + 1e-6).all()
+    expected = urnet_jax.load(measured)(images[np.arange(36) % 20], scale=0.3).classes
+    np.testing.assert_array_equal(found["classes"].ravel(), expected)
+    # What is due at once cannot be in time.
+    found, _ = serving_engine.replay(str(measured), "bending", 1e-6, (0.0, 1.0), plan)
+    assert (found["status"] == 503).all() and np.isnan(found["latency"]).all()
