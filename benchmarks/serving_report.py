@@ -66,7 +66,7 @@ def means(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def plot(record: Row) -> Figure:
-    """Load, S and attainment over time, a line a policy; of the first seed, with HTTP or without."""
+    """Load, S and attainment over time, a line a policy; of one seed, with HTTP or without."""
     first = _kind(record["rows"][0])
     rows = [row for row in record["rows"] if _kind(row) == first]
     patterns = list(dict.fromkeys((row["pattern"], row["load"]) for row in rows))

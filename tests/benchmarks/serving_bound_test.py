@@ -49,3 +49,19 @@ def test_no_scheduler_exceeds_it(gaps, limit_s):
     reached = np.where(found.in_time, np.interp(found.scales, SCALES, costs.top1), 0.0).mean()
     per_row = costs.seconds_per_row(costs.scales)
     assert reached <= best_mean(arrivals, limit_s, per_row.tolist(), costs.top1.tolist()) + 1e-9
+
+
+@pytest.mark.parametrize("load", [1.5, 3.0, 10.0])
+def test_ours_comes_near_it_on_a_device_whose_times_vary(load):
+    sizes = (1, 4, 16)
+    seconds = tuple(tuple(0.001 + 0.05 * s * n for n in sizes) for s in SECONDS)
+    costs, rng = Costs(Profile(SCALES, TOP1, SCALES, 100, sizes, seconds)), np.random.default_rng(0)
+    each = costs.seconds_per_row(costs.scales)
+    arrivals = np.cumsum(rng.exponential(each[-1] / load, int(4 * load / each[-1])))
+    requests = [Request(1, at, at + 0.1, 0.0, 1.0) for at in arrivals.tolist()]
+    found = simulate(
+        requests, Scheduler(costs),
+        lambda batch: batch.expected_s / costs.correction * rng.uniform(0.8, 1.2),
+    )  # fmt: skip
+    reached = np.where(found.in_time, np.interp(found.scales, SCALES, costs.top1), 0.0).mean()
+    assert reached > 0.93 * best_mean(arrivals, 0.1, each.tolist(), costs.top1.tolist())

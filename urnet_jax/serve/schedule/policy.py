@@ -9,8 +9,12 @@ from jaxtyping import Float64
 from urnet_jax.serve.schedule.costs import Costs
 from urnet_jax.serve.schedule.request import Request
 
-LEVELS = 12
+LEVELS = 20
 """S among which one is chosen for all requests that are due, each within its own bounds."""
+
+HEADROOM = 1.2
+"""Those that are not begun yet are planned to take so much longer. Without it S is chosen so that
+all just fit, and whatever goes amiss costs answers; with it more are in time and more are right."""
 
 MOST_EXPECTED = 96
 """In so many parts, at most, are those to come planned for."""
@@ -58,9 +62,10 @@ class Bending:
         """See `Policy`.
 
         All requests that wait are planned for, and as many to come as came lately: at each of some
-        S, in batches of each size. (Were only the next batch small, and those behind it full, each
-        turn would save the most urgent request by a small one, and none would ever be full.) What
-        is worth most, by the sum of top-1 of answers in time, is begun.
+        S, in batches of each size, giving up those that would be late. (Were only the next batch
+        small, and those behind it full, each turn would save the most urgent request by a small
+        one, and none would ever be full.) What is worth most, by the sum of top-1 of answers in
+        time, is begun.
         """
         rows, deadlines, low, high = _plan(requests, now, outlook)
         levels = np.linspace(costs.least_scale, 1.0, LEVELS)[:, None]
@@ -72,14 +77,17 @@ class Bending:
         scales = np.broadcast_to(narrow, (LEVELS, len(rows)))
         worth, ends = rows * costs.value(narrow), np.cumsum(rows)
         best, chosen = (-1.0, 0.0), (1, scales[0, :1])
-        real_rows = int(ends[len(requests) - 1])
-        for size in costs.sizes(real_rows):
+        for size in costs.sizes(int(ends[len(requests) - 1])):
             # As many whole requests as fit, one at least.
             count = max(1, int(np.searchsorted(ends[: len(requests)], size, side="right")))
             first = costs.seconds(rows[:count], scales[:, :count])
-            spent = np.cumsum(rows * costs.seconds_per_row(narrow, int(size)), axis=1)
-            finish = now + first[:, None] + _behind(spent, ends, count, int(size))
-            value = (worth * (finish <= deadlines)).sum(axis=1)
+            per_row = HEADROOM * costs.seconds_per_row(narrow, int(size))
+            left = deadlines - now - first[:, None]
+            part = np.concatenate([
+                left[:, :count] >= 0,
+                _served((rows * per_row)[:, count:], left[:, count:], size * per_row[:, :1]),
+            ], axis=1)  # fmt: skip
+            value = (worth * part).sum(axis=1)
             k = int(value.argmax())
             # Of plans that are worth as much the one that answers more in a second.
             found = (float(value[k]), count / float(first[k]))
@@ -111,16 +119,20 @@ def _plan(
     return rows, deadlines, low, high
 
 
-def _behind(spent: np.ndarray, ends: np.ndarray, count: int, size: int) -> np.ndarray:
-    """Seconds from the end of the first batch to that of each request's own, [levels, requests].
+def _served(each_s: np.ndarray, left_s: np.ndarray, batch_s: np.ndarray) -> np.ndarray:
+    """What part of each request is answered in time, [levels, requests].
+
+    As if they were a fluid: in turn each takes the time that it needs, or what there is until its
+    deadline, and the rest of it is given up.
 
     Args:
-      spent: seconds of each request and all before it, [levels, requests].
-      ends: rows of each request and all before it.
-      count: requests of the first batch.
-      size: rows of each batch that follows.
+      each_s: that a request needs, [levels, requests].
+      left_s: until its deadline, [levels, requests].
+      batch_s: of a batch, [levels, 1]: an answer is there when its batch ends, in the mean half of
+        that later.
     """
-    batch = np.ceil((ends[count:] - ends[count - 1]) / size)
-    last = count + np.searchsorted(batch, batch, side="right") - 1
-    last = np.concatenate([np.full(count, count - 1), last])
-    return spent[:, last] - spent[:, count - 1, None]
+    need = np.cumsum(each_s, axis=1)
+    until = left_s - np.maximum(0.0, batch_s - each_s) / 2
+    spent = need + np.minimum.accumulate(np.minimum(0.0, until - need), axis=1)
+    spent = np.maximum(spent, 0.0)
+    return np.clip(np.diff(spent, axis=1, prepend=0.0) / each_s, 0.0, 1.0)

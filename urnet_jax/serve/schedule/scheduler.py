@@ -16,8 +16,8 @@ from urnet_jax.serve.schedule.waiting import Least, Waiting
 PLANNED = 512
 """Requests that wait and are planned for, at most."""
 
-RATE_OVER_S = 1.0
-"""Arrivals of so many last seconds say how many are expected."""
+RATE_OVER_S, RISE_OVER_S = 1.0, 0.1
+"""Arrivals of so many last seconds say how many are expected; where the shorter has more, that."""
 
 LONGEST_S = 0.1
 """A hand-over that took longer counts as this."""
@@ -49,10 +49,11 @@ class Scheduler:
         self._busy_until = self._told = 0.0
 
     def expected(self, now: float) -> float:
-        """Requests that came in each of the last seconds, those included that were refused."""
+        """Requests a second of late, those included that were refused."""
         while self._arrivals and self._arrivals[0] < now - RATE_OVER_S:
             self._arrivals.popleft()
-        return len(self._arrivals) / RATE_OVER_S
+        last = itertools.takewhile(lambda came: came >= now - RISE_OVER_S, reversed(self._arrivals))
+        return max(len(self._arrivals) / RATE_OVER_S, sum(1 for _ in last) / RISE_OVER_S)
 
     def admit(self, request: Request, now: float) -> None:
         """Lets a request wait.
