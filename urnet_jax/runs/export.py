@@ -6,6 +6,7 @@ from typing import Any, Literal
 from etils import epath
 
 from urnet_jax import config as config_lib
+from urnet_jax.phases import PHASES
 from urnet_jax.runs import bundle as bundle_lib
 from urnet_jax.runs import calibration, profile
 from urnet_jax.runs.bundle import Bundle
@@ -21,6 +22,8 @@ def export_workdir(
 ) -> None:  # fmt: skip
     """Writes the network of a run's checkpoint, averaged if it is, as a state dict.
 
+    Gates that no phase has trained yet are left out.
+
     Args:
       workdir: of the run.
       output: the file, `.safetensors`, `.pt`, `.pth` or `.th`.
@@ -33,9 +36,12 @@ def export_workdir(
     check_output(output)
     meta, params, batch_stats = load_network(workdir, which)
     arch = config_lib.architecture(meta.config)
-    tensors = export_state_dict(params, batch_stats, arch, like)
+    trained = PHASES[meta.phase].own_gates
+    tensors = export_state_dict(params, batch_stats, arch, like, gates=trained)
     write_state_dict(tensors, output)
     print(f"{arch.describe()}, step {meta.step} ({meta.phase}): {len(tensors)} tensors")
+    if arch.gated and not trained:
+        print("Its gates are not trained yet, and left out.")
     if prior := getattr(arch, "gate_prior", 0.0):
         print(f"Its gates are those of model.gate_prior={prior:g}, which no tensor holds.")
     if calibration.read(workdir, meta.step) is not None:

@@ -65,9 +65,9 @@ def import_state_dict(
 
 
 def export_state_dict(
-    params: Tree, batch_stats: Tree, arch: Any, like: Names = "torchvision"
+    params: Tree, batch_stats: Tree, arch: Any, like: Names = "torchvision", *, gates: bool = True
 ) -> Tensors:
-    """The network's state dict, gates included.
+    """The network's state dict.
 
     A residual network has the names of torchvision, or of the `cifar` family those of the usual
     CIFAR ResNets. PyTorch loads that of a plain network with `strict=True`, and counts its batches
@@ -78,11 +78,14 @@ def export_state_dict(
       batch_stats: the network's.
       arch: its description.
       like: `huggingface` for the names of its `ResNetForImageClassification`.
+      gates: whether its gates, if it has any, are among the tensors.
     """
     names = _names(arch)
     leaves = traverse_util.flatten_dict(params) | traverse_util.flatten_dict(batch_stats)
     tensors = {}
     for name, place in _places(arch).items():
+        if place.of_gate and not gates:
+            continue
         array = np.asarray(leaves[place.path])
         array = array if place.unit is None else array[place.unit]
         tensors[names.written(name, like)] = np.ascontiguousarray(np.transpose(array, place.axes))
