@@ -29,9 +29,11 @@ pytestmark = pytest.mark.slow
 def server(measured) -> Iterator[Server]:
     running = Server(measured)
     yield running
-    assert running.stop() == (0, "Stopped: all that was taken is answered.\n", "")
+    code, printed, errors = running.stop()
+    assert (code, errors) == (0, "") and re.fullmatch(STOPPED, printed)
 
 
+STOPPED = r"Stopped: ([\d,]+) requests are answered, none is lost\.\n"
 INFER = "/v2/models/digits/infer"
 
 
@@ -232,7 +234,9 @@ def test_a_stop_answers_what_was_taken(measured, images):
         assert began.wait(120)
         code, printed, errors = server.stop()
         concurrent.futures.wait(done)
-    assert (code, printed, errors) == (0, "Stopped: all that was taken is answered.\n", "")
+    found = re.fullmatch(STOPPED, printed)
+    assert (code, errors) == (0, "") and found
+    assert int(found[1].replace(",", "")) == len(answered)
     # What was taken is answered; whoever came too late finds nobody there.
     assert set(answered) <= {200, 503}
     assert all(isinstance(error, ConnectionError) for error in refused)

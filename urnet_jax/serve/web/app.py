@@ -47,11 +47,18 @@ def _json(what: Any) -> Reply:
 
 
 class App:
-    """Answers HTTP requests by an engine's answers."""
+    """Answers HTTP requests by an engine's answers.
+
+    Attributes:
+      ready: whether it takes requests.
+      came: how many there were, of any kind.
+      answered: how many of them have their answer.
+    """
 
     def __init__(self, engine: Engine, metrics: Metrics, settings: Settings) -> None:
         self.engine, self.metrics, self.settings = engine, metrics, settings
         self.ready = True
+        self.came = self.answered = 0
         self._swapping = asyncio.Lock()
         self._held = Held(settings.held_limit, settings.body_limit)
         self._routes = [
@@ -81,11 +88,13 @@ class App:
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
         elif scope["type"] == "http":
+            self.came += 1
             reply = await self._reply(scope, receive)
             length = str(len(reply.body)).encode()
             headers = [(b"content-type", reply.kind), (b"content-length", length), *reply.headers]
             await send({"type": "http.response.start", "status": reply.status, "headers": headers})
             await send({"type": "http.response.body", "body": reply.body})
+            self.answered += 1
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         """At its end, what was taken is answered."""

@@ -145,8 +145,9 @@ def _run(app: App, taken: socket.socket, deadline_ms: float) -> None:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    at_once = "Stopped at once: what was not answered yet is lost."
-    print(at_once if server.force_exit else "Stopped: all that was taken is answered.", flush=True)
+    lost = app.came - app.answered
+    given_up = f"{lost:,} others are lost." if lost else "none is lost."
+    print(f"Stopped: {app.answered:,} requests are answered, {given_up}", flush=True)
 
 
 def _most_connections() -> int:
