@@ -144,6 +144,17 @@ def test_bounds_of_a_request_hold_whatever_the_load():
         assert len(scales) > 100 and scales.min() >= low and scales.max() <= high + 1e-9
 
 
+def test_slow_hand_overs_do_not_close_it_for_good():
+    scheduler = Scheduler(Costs(PROFILE))
+    for _ in range(30):
+        scheduler.handed_over(9.0)
+    for now in np.arange(0, 0.1, 0.01).tolist():
+        with pytest.raises(Shed) as shed:
+            scheduler.admit(Request(1, now, now + 0.05), now)
+        assert shed.value.reason == "late" and shed.value.retry_after_s > 0
+    scheduler.admit(Request(1, 1.5, 1.55), 1.5)
+
+
 def test_the_urgent_and_the_important_come_first():
     scheduler = Scheduler(Costs(PROFILE))
     late, soon = Request(10, 0.0, 9.0), Request(10, 0.0, 1.0)

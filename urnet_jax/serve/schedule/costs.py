@@ -13,8 +13,9 @@ SLOWER, FASTER = 0.3, 0.03
 being late costs an answer, being early a little accuracy."""
 
 RELAXES_S = 1.0
-"""A correction above 1 fades over so many seconds in which nothing is run: else a few slow batches
-would have all requests refused for good, for none would ever run and be fast."""
+"""A correction above 1, and a scheduler's margin, fade over so many seconds in which nothing is run.
+Else a few slow batches or answers would have all requests refused for good, for none would ever run
+and be fast."""
 
 TIME_TO_SPARE = 1e-3
 """What S = 1 is worth beyond S = 0, as a share of answers that are right: where top-1 does not rise

@@ -5,10 +5,11 @@ Time is an argument everywhere, so that a simulation and a server run the same c
 
 import collections
 import itertools
+import math
 
 import numpy as np
 
-from urnet_jax.serve.schedule.costs import FASTER, SLOWER, Costs
+from urnet_jax.serve.schedule.costs import FASTER, RELAXES_S, SLOWER, Costs
 from urnet_jax.serve.schedule.policy import Bending, Outlook, Policy
 from urnet_jax.serve.schedule.request import Batch, Request, Shed
 from urnet_jax.serve.schedule.waiting import Least, Waiting
@@ -63,11 +64,16 @@ class Scheduler:
         """
         self._arrivals.append(now)
         if now >= self._busy_until and not len(self.waiting):
-            # Nothing runs that could say whether batches still take as long as the last ones did.
-            self.costs.relax(now - max(self._told, self._busy_until))
+            # Nothing runs that could say whether batches, and answers on their way, still take as
+            # long as the last ones did.
+            idle_s = now - max(self._told, self._busy_until)
+            self.costs.relax(idle_s)
+            over = self.margin_s - self._least_margin_s
+            self.margin_s = self._least_margin_s + over * math.exp(-idle_s / RELAXES_S)
             self._told = now
         least = self._least(request)
-        allowed, shortest = request.deadline - request.arrival, least.alone_s + self.margin_s
+        # As it was measured: what holds it up now may pass.
+        allowed, shortest = request.deadline - request.arrival, least.alone_s + self._least_margin_s
         if shortest > allowed:
             raise Shed(
                 "impossible", f"It is due within {1e3 * allowed:.3g} ms, and takes "

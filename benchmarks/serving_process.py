@@ -1,0 +1,59 @@
+"""`urnet serve` in a process of its own, and what that process holds."""
+
+import pathlib
+import re
+import subprocess
+import sys
+from types import TracebackType
+
+from urnet_jax.errors import UserError
+
+
+class ServerProcess:
+    """A server that is ready when the context begins, and ended with it; its model is `m`."""
+
+    def __init__(self, workdir: str, *flags: str) -> None:
+        self._command = [sys.executable, "-m", "urnet_jax", "serve", f"--workdir={workdir}",
+                         "--port=0", "--name=m", *flags]  # fmt: skip
+        self._seen: dict[str, list[float]] = {"rss_mb": [], "threads": [], "files": []}
+
+    def __enter__(self) -> "ServerProcess":
+        """Starts it.
+
+        Raises:
+          UserError: it did not start; it has said why.
+        """
+        self.process = subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if match := re.match(r"Ready: http://127.0.0.1:(\d+)/", line):
+                self.port = int(match[1])
+                return self
+        raise UserError("The server did not start, for the reason that it says above.")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:  # fmt: skip
+        if self.process.poll() is None:
+            self.process.terminate()
+            self.process.communicate()
+
+    def look(self) -> None:
+        """Notes what the process holds now; nothing where there is no /proc."""
+        folder = pathlib.Path(f"/proc/{self.process.pid}")
+        try:
+            status = (folder / "status").read_text()
+            files = len(list((folder / "fd").iterdir()))
+        except OSError:
+            return
+        found = dict(re.findall(r"^(VmRSS|Threads):\s+(\d+)", status, re.MULTILINE))
+        self._seen["rss_mb"].append(round(int(found["VmRSS"]) / 1024, 1))
+        self._seen["threads"].append(int(found["Threads"]))
+        self._seen["files"].append(files)
+
+    def watched(self) -> dict[str, list[float]]:
+        """What was noted, at most a hundred numbers of each kind."""
+        return {
+            name: seen[:: -(-len(seen) // 100)] if seen else [] for name, seen in self._seen.items()
+        }

@@ -1,0 +1,45 @@
+"""The long runs of a server, cut short."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from benchmarks import serving_soak
+from urnet_jax.errors import UserError
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def test_a_wrong_flag_is_one_sentence():
+    for flags, sentence in (
+        ([], "--workdir is missing"),
+        (["--workdir=x", "--parts=many,few"], "--parts names 'few'; expected some of many, "),
+        (["--workdir=x", "--stops=0"], "stops=0"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            serving_soak.parse(["serving_soak.py", *flags])
+
+
+@pytest.mark.slow
+def test_each_part_in_short(measured, tmp_path):
+    done = subprocess.run(
+        [
+            sys.executable, str(ROOT / "benchmarks/serving_soak.py"), f"--workdir={measured}",
+            "--requests=300", "--stops=2", "--minutes=0.01", "--connections=4",
+            f"--output={tmp_path}",
+        ],
+        capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (path,) = tmp_path.glob("*.json")
+    rows: Any = json.loads(path.read_text())["rows"]
+    many, overload, *stops = rows
+    assert many["statuses"] == {"200": 300} and many["per_s"] > 0 and many["rss_mb"][0] > 0
+    assert overload["others"] == {}
+    assert overload["answered"] + overload["shed"] == overload["sent"] > 0
+    assert len(stops) == 2 and all(row["answered"] == row["received"] > 0 for row in stops)
