@@ -13,7 +13,7 @@ SLOWER, FASTER = 0.3, 0.03
 being late costs an answer, being early a little accuracy."""
 
 RELAXES_S = 1.0
-"""A correction above 1, and a scheduler's margin, fade over so many seconds in which nothing is run.
+"""A correction above 1, and a scheduler's margin, fade over so many seconds in which nothing runs.
 Else a few slow batches or answers would have all requests refused for good, for none would ever run
 and be fast."""
 
