@@ -93,7 +93,8 @@ def main(argv: Sequence[str]) -> None:
         bundle = export.bundle_of(values.workdir, "newest")
         profile = budgets.profile_here(bundle, "--workdir")
         costs = Costs(profile)
-        capacity = 1 / (values.rows * float(costs.seconds_per_row(np.array(1.0))))
+        # Rounded, so that it is the same when it is read back.
+        capacity = round(1 / (values.rows * float(costs.seconds_per_row(np.array(1.0)))), 4)
         about: dict[str, Any] = {
             "network": str(bundle.meta.config.data.name), "capacity_per_s": capacity,
             "images_per_request": values.rows, "deadline_ms": values.deadline_ms,

@@ -20,17 +20,20 @@ def of_record(
 
     Args:
       record: of `benchmarks/serving.py`.
-      costs: of the network; full batches take what they took when they were measured alone.
+      costs: of the network; an image takes what it took in the batch size where that is least.
       top1: from 0 to 1, of the images that are sent, at each of `costs.scales`.
       traces: the folder of the traces.
     """
-    loads = dict.fromkeys((row["pattern"], row["load"], row["seed"]) for row in record["rows"])
-    each = costs.seconds_per_row(costs.scales) * record["images_per_request"]
+    loads = {
+        (of["pattern"], of["load"], of["seed"]): of
+        for of in (group["settings"] for group in record["groups"])
+    }
+    per_row = np.min([costs.seconds_per_row(costs.scales, n) for n in costs.batch_sizes], axis=0)
     found = []
-    for pattern, load, seed in loads:
-        rate = load * record["capacity_per_s"]
-        times = serving_load.arrivals(pattern, rate, record["seconds"], seed, traces)
-        limit_s = record["deadline_ms"] / 1000
+    for (pattern, load, seed), of in loads.items():
+        rate, each = load * of["capacity_per_s"], per_row * of["images_per_request"]
+        times = serving_load.arrivals(pattern, rate, of["seconds"], seed, traces)
+        limit_s = of["deadline_ms"] / 1000
         right = best_mean(times, limit_s, each.tolist(), top1.tolist())
         in_time = best_mean(times, limit_s, each[:1].tolist(), [1.0])
         found.append({"pattern": pattern, "load": load, "seed": seed,

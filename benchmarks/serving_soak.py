@@ -139,7 +139,10 @@ async def _closed_loop(
     async def one() -> None:
         connection = Connection(server.port)
         for k in left:
-            status, *_ = await connection.ask(sent[k % len(sent)])
+            try:
+                status, *_ = await connection.ask(sent[k % len(sent)])
+            except (OSError, asyncio.IncompleteReadError):
+                status, connection = -1, Connection(server.port)
             statuses[status] += 1
             bar.update()
 
@@ -171,13 +174,14 @@ def overload(values: flags.FlagValues) -> tuple[list[results.Row], dict[str, str
         found = asyncio.run(_open_loop(server, sent, np.concatenate([heavy, after])))
     status, latency_ms, delay = found
     during = np.arange(len(status)) < len(heavy)
-    answered = status == 200
-    held, recovered = latency_ms[during & answered], np.flatnonzero(~during & ~answered)
-    times = after[recovered - len(heavy)] - seconds
+    answered, sent_at_all = status == 200, status != 0
+    held, late = latency_ms[during & answered], np.flatnonzero(~during & ~answered)
+    times = after[late - len(heavy)] - seconds
     row = {
-        "load_per_s": load, "sent": int(during.sum()), "sent_late": float((delay > LATE_S).mean()),
+        "load_per_s": load, "due": int(during.sum()), "sent": int((during & sent_at_all).sum()),
+        "sent_late": float((delay[sent_at_all] > LATE_S).mean()),
         "answered": int(len(held)), "shed": int((status[during] == 503).sum()),
-        "others": {str(k): int((status == k).sum()) for k in set(status.tolist()) - {200, 503}},
+        "others": {str(k): int((status == k).sum()) for k in set(status.tolist()) - {0, 200, 503}},
         "p50_ms": float(np.median(held)) if len(held) else None,
         "p99_ms": float(np.percentile(held, 99)) if len(held) else None,
         "in_time": float((held <= values.deadline_ms).mean()) if len(held) else None,
@@ -190,29 +194,33 @@ def overload(values: flags.FlagValues) -> tuple[list[results.Row], dict[str, str
 async def _open_loop(
     server: ServerProcess, sent: list[bytes], times: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Status, milliseconds from when it was due, and how late it was sent, of each request."""
+    """Status, milliseconds from when it was due, and how late it was sent, of each request.
+
+    One for which no connection is free is not sent, and its status 0: the sender is not what is
+    measured here.
+    """
     count = len(times)
     status, latency_ms, delay = np.zeros(count, int), np.full(count, np.nan), np.zeros(count)
-    free: asyncio.LifoQueue[Connection] = asyncio.LifoQueue()
-    for _ in range(CONNECTIONS):
-        free.put_nowait(Connection(server.port))
+    free = [Connection(server.port) for _ in range(CONNECTIONS)]
     watching, tasks = asyncio.ensure_future(_watch(server)), set()
     start = time.perf_counter()
 
-    async def one(k: int) -> None:
-        connection = await free.get()
+    async def one(k: int, connection: Connection) -> None:
         delay[k] = time.perf_counter() - start - times[k]
         try:
             status[k], *_ = await connection.ask(sent[k % len(sent)])
         except (OSError, asyncio.IncompleteReadError):
             status[k], connection = -1, Connection(server.port)
-        free.put_nowait(connection)
+        free.append(connection)
         latency_ms[k] = 1e3 * (time.perf_counter() - start - times[k])
 
     for k in tqdm(range(count), unit="request"):
         if (left := times[k] - (time.perf_counter() - start)) > 0:
             await asyncio.sleep(left)
-        task = asyncio.create_task(one(k))
+        if not free:
+            await asyncio.sleep(0)
+            continue
+        task = asyncio.create_task(one(k, free.pop()))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
     await asyncio.gather(*tasks)

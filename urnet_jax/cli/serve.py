@@ -84,7 +84,7 @@ def _serve(token: str) -> None:
         from urnet_jax.serve.web import options, server
 
         if FLAGS.ray:
-            from urnet_jax.serve import cluster
+            from urnet_jax.serve import cluster_run
     except ModuleNotFoundError as error:
         raise UserError(
             f"The server needs {error.name}, which is not installed: install the extra with "
@@ -104,7 +104,7 @@ def _serve(token: str) -> None:
         token=token,
     )
     if FLAGS.ray:
-        cluster.run(told, host=FLAGS.host, port=FLAGS.port, replicas=FLAGS.replicas)
+        cluster_run.run(told, host=FLAGS.host, port=FLAGS.port, replicas=FLAGS.replicas)
         return
     cache.keep_compiled()
     server.serve(told, host=FLAGS.host, port=FLAGS.port)

@@ -36,7 +36,8 @@ def export_workdir(
     check_output(output)
     meta, params, batch_stats = load_network(workdir, which)
     arch = config_lib.architecture(meta.config)
-    trained = PHASES[meta.phase].own_gates
+    # A file that the run began from may have brought some.
+    trained = PHASES[meta.phase].own_gates or meta.config.init["from"] != ""
     tensors = export_state_dict(params, batch_stats, arch, like, gates=trained)
     write_state_dict(tensors, output)
     print(f"{arch.describe()}, step {meta.step} ({meta.phase}): {len(tensors)} tensors")

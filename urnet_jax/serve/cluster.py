@@ -1,42 +1,23 @@
-"""Beyond one machine: replicas of the server behind Ray Serve (the extra `ray`).
+"""Beyond one machine: replicas of the server as an application of Ray Serve (the extra `ray`).
 
 Each replica is a whole server of its own, engine and all: it batches, chooses S and refuses by
 what waits at it. Ray spreads requests over replicas and starts one anew that dies.
 """
 
 import dataclasses
-import logging
 import os
-import signal
-import socket
-import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import ray  # pyright: ignore[reportMissingImports]
 from etils import epath
 from ray import serve  # pyright: ignore[reportMissingImports]
-from ray.exceptions import RayTaskError  # pyright: ignore[reportMissingImports]
-from ray.serve.exceptions import RayServeException  # pyright: ignore[reportMissingImports]
 
 from urnet_jax.errors import UserError
 from urnet_jax.runs import bundle, load, profile
-from urnet_jax.serve import budgets
 from urnet_jax.serve.engine import Engine
-from urnet_jax.serve.web.options import Options, application
-from urnet_jax.serve.web.server import END_S, announce, bind
+from urnet_jax.serve.web.options import TOKEN, Options, application
+from urnet_jax.serve.web.server import END_S
 from urnet_jax.xla import cache
-
-ENVIRONMENT = {
-    # How long a router believes what it last heard of a replica's queue: Ray's ten seconds are
-    # longer than a surge.
-    "RAY_SERVE_QUEUE_LENGTH_CACHE_TIMEOUT_S": "0.2",
-    # Ray would have replicas give way to whatever else the machine does.
-    "RAY_worker_niceness": "0",
-    # A library does not phone home in its user's name.
-    "RAY_USAGE_STATS_ENABLED": "0",
-}
-"""Of a Ray that is started here; one that runs already has its own."""
 
 CPU: dict[str, Any] = {"num_cpus": 0}
 """A CPU's times are of all its cores, so that there Ray counts none."""
@@ -70,45 +51,74 @@ def app(arguments: Mapping[str, Any]) -> serve.Application:
     """Builds the application for `serve run` and its configuration files.
 
     Args:
-      arguments: `workdir`, `replicas` and the flags of `urnet serve` by their names.
+      arguments: `workdir`, `replicas`, and of `urnet serve`'s flags `step`, `name`, `deadline_ms`,
+        `most_waiting`, `batch_sizes`, `body_limit` and `held_mb`; on a command line all are text.
+        A token is taken from the environment alone.
 
     Raises:
-      UserError: one of them is not known, or not of its kind.
+      UserError: one of them is not known or not of its kind, or see `build`.
     """
-    values = dict(arguments)
-    replicas = _number(values, "replicas", 1, int)
+    values = {"step": "newest", "replicas": 1, **arguments}
     if "workdir" not in values:
         raise UserError("workdir is not set; name the folder of a run, or a bundle.")
-    told: dict[str, Any] = {"path": str(values.pop("workdir"))}
-    step = str(values.pop("step", "newest"))
-    told["which"] = int(step) if step.isdigit() else step
-    if told["which"] not in ("newest", "best") and not isinstance(told["which"], int):
-        raise UserError(f"step is {step!r}; expected newest, best or a number.")
-    if sizes := values.pop("batch_sizes", None):
-        text = sizes if isinstance(sizes, str) else ",".join(map(str, sizes))
-        try:
-            told["batch_sizes"] = tuple(int(size) for size in text.split(","))
-        except ValueError:
-            raise UserError(f"batch_sizes is {text!r}; expected numbers as 1,4,16.") from None
-    for field in dataclasses.fields(Options):
-        if field.name in values:
-            told[field.name] = _number(values, field.name, None, type(field.default))
-    if values:
-        raise UserError(f"{sorted(values)[0]} is no argument of this application.")
-    return build(Options(**told), replicas)
+    if unknown := sorted(values.keys() - KINDS.keys()):
+        raise UserError(f"{unknown[0]} is no argument of it; expected some of {', '.join(KINDS)}.")
+    told = {name: _read(name, value) for name, value in values.items()}
+    replicas = told.pop("replicas")
+    path, which = told.pop("workdir"), told.pop("step")
+    token = os.environ.get(TOKEN, "")
+    return build(Options(path, which, token=token, **told), replicas)
 
 
-def _number(values: dict[str, Any], name: str, default: Any, kind: Any) -> Any:
-    """Takes an argument out; on a command line all are text."""
-    value = values.pop(name, default)
+def _step(value: Any) -> Any:
+    if value in ("newest", "best"):
+        return value
+    return int(value)
+
+
+def _count(value: Any) -> int:
+    if int(value) < 1:
+        raise ValueError
+    return int(value)
+
+
+def _positive(value: Any) -> float:
+    if not 0 < float(value) < float("inf"):
+        raise ValueError
+    return float(value)
+
+
+def _sizes(value: Any) -> tuple[int, ...]:
+    parts = value.split(",") if isinstance(value, str) else value
+    return tuple(sorted({_count(part) for part in parts}))
+
+
+KINDS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "workdir": (str, "a folder"),
+    "replicas": (_count, "a number from 1 up"),
+    "step": (_step, "newest, best or a number"),
+    "name": (str, "a name"),
+    "deadline_ms": (_positive, "a number above 0"),
+    "most_waiting": (_count, "a number from 1 up"),
+    "batch_sizes": (_sizes, "numbers from 1 up, as 1,8"),
+    "body_limit": (_count, "a number from 1 up"),
+    "held_mb": (_count, "a number from 1 up"),
+}
+"""The arguments of `app`: how each is read, and what it is expected to be."""
+
+
+def _read(name: str, value: Any) -> Any:
+    read, expected = KINDS[name]
     try:
-        return kind(value)
+        return read(value)
     except (TypeError, ValueError):
-        raise UserError(f"{name} is {value!r}; expected a number.") from None
+        raise UserError(f"{name} is {value!r}; expected {expected}.") from None
 
 
 def build(options: Options, replicas: int) -> serve.Application:
     """The application that Ray runs.
+
+    All replicas, those too that are started later, have the checkpoint that is meant now.
 
     Args:
       options: of each replica.
@@ -117,8 +127,9 @@ def build(options: Options, replicas: int) -> serve.Application:
     Raises:
       UserError: there is no such network, or nobody has measured its times.
     """
-    needs = _needs(options)
-    # The engine decides whom to refuse and says when to come back: Ray never stands before it.
+    options, needs = settled(options)
+    # The engine decides whom to refuse and says when to come back: Ray holds back none of those
+    # that may wait there.
     most = options.most_waiting + max(options.batch_sizes)
     return serve.deployment(
         Replica, name=options.model, num_replicas=replicas, ray_actor_options=needs,
@@ -131,12 +142,22 @@ def build(options: Options, replicas: int) -> serve.Application:
     ).bind(options)  # fmt: skip
 
 
-def _needs(options: Options) -> dict[str, Any]:
-    """What each replica is given: as many devices as the network was measured on."""
-    if bundle.is_bundle(options.path):
-        found = profile.from_file(epath.Path(options.path) / profile.FILE)
+def settled(options: Options) -> tuple[Options, dict[str, Any]]:
+    """Options that name a step and hold wherever they are read, and what each replica is given.
+
+    That is as many devices as the network was measured on.
+
+    Raises:
+      UserError: see `build`.
+    """
+    path = epath.Path(options.path).resolve()
+    options = dataclasses.replace(options, path=str(path))
+    if bundle.is_bundle(path):
+        found = profile.from_file(path / profile.FILE)
     else:
-        found = profile.read(options.path, load.find_meta(options.path, options.which).step)
+        step = load.find_meta(path, options.which).step
+        options = dataclasses.replace(options, which=step)
+        found = profile.read(path, step)
     if found is None:
         raise UserError(
             "A server is asked for, and nobody has measured how long this network takes: run "
@@ -144,91 +165,7 @@ def _needs(options: Options) -> dict[str, Any]:
         )
     count, _, kind = str(found.about.get("device")).partition(" x ")
     if kind.startswith("cpu") or not count.isdigit():
-        return CPU
+        return options, CPU
     if "TPU" in kind:
-        return {"num_cpus": 0, "resources": {"TPU": int(count)}}
-    return {"num_cpus": 0, "num_gpus": int(count)}
-
-
-def _check(options: Options) -> None:
-    """Run where replicas will run: a UserError where they could not."""
-    budgets.profile_here(options.load().bundle, "a server")
-
-
-def run(options: Options, *, host: str, port: int, replicas: int) -> None:
-    """Serves by several replicas until SIGTERM or Ctrl-C; SIGHUP takes the newest checkpoint.
-
-    Joins the Ray that runs on this machine, or that RAY_ADDRESS names, or else starts one.
-
-    Raises:
-      UserError: there is no such network, it cannot be served there, or the port is taken.
-    """
-    options = dataclasses.replace(options, path=str(epath.Path(options.path).resolve()))
-    name = options.model
-    with bind(host, port) as taken:  # Ray takes a port by its number alone.
-        host, port = taken.getsockname()[:2]
-    for key, value in ENVIRONMENT.items():
-        os.environ.setdefault(key, value)
-    application = build(options, replicas)
-    for logger in ("ray", "ray.serve"):
-        logging.getLogger(logger).setLevel(logging.ERROR)
-    ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
-    try:
-        _check_there(options)
-        print(f"Starting {replicas} replicas of {name} ...", flush=True)
-        serve.start(http_options={"host": host, "port": port})
-        _deploy(application, name)
-        _check_reachable(host, port)
-        announce(host, port, name, options.deadline_ms)
-        _until_told(options, replicas)
-        serve.delete(name)
-    finally:
-        ray.shutdown()
-    print("Stopped: all that was taken is answered.", flush=True)
-
-
-def _check_there(options: Options) -> None:
-    """Fails where and as a replica would, before Ray tries and tries again."""
-    try:
-        # max_calls: its process ends with it, and gives back the device.
-        ray.get(ray.remote(max_calls=1)(_check).options(**_needs(options)).remote(options))
-    except RayTaskError as error:
-        raise (error.cause if isinstance(error.cause, UserError) else error) from None
-
-
-def _deploy(application: serve.Application, name: str) -> None:
-    try:
-        serve.run(application, name=name)
-    except (RuntimeError, RayServeException) as error:
-        told = " ".join(str(error).split())[:300]
-        raise UserError(f"Ray Serve cannot run {name}: {told}") from error
-
-
-def _check_reachable(host: str, port: int) -> None:
-    try:
-        socket.create_connection((host, port), timeout=10).close()
-    except OSError as error:
-        raise UserError(
-            f"Nothing answers at {host}:{port} ({error}): this Ray has a Serve at another address "
-            "already; give --host and --port as it has them."
-        ) from error
-
-
-def _until_told(options: Options, replicas: int) -> None:
-    """Waits for a signal that ends it, and meanwhile heeds those that do not."""
-    told, ended = threading.Event(), threading.Event()
-
-    def heed(number: int, _: Any) -> None:
-        if number != getattr(signal, "SIGHUP", None):
-            ended.set()
-        told.set()
-
-    for name in ("SIGTERM", "SIGINT", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), heed)
-    while not ended.is_set():
-        told.wait()
-        told.clear()
-        if not ended.is_set():
-            _deploy(build(options, replicas), options.model)
-            print("Every replica has taken the newest checkpoint.", flush=True)
+        return options, {"num_cpus": 0, "resources": {"TPU": int(count)}}
+    return options, {"num_cpus": 0, "num_gpus": int(count)}

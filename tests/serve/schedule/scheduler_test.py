@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from urnet_jax.errors import UserError
 from urnet_jax.runs.profile import Profile
+from urnet_jax.serve.schedule import policy
 from urnet_jax.serve.schedule.costs import Costs
 from urnet_jax.serve.schedule.request import Batch, Request, Shed
 from urnet_jax.serve.schedule.scheduler import Scheduler
@@ -78,6 +79,27 @@ def test_under_load_all_are_in_time_whatever_the_deadline(deadline_s):
     found = served(poisson(3 * CAPACITY, 4, deadline_s))
     assert found.attainment > (0.95 if deadline_s < 0.1 else 0.99) and found.mean_scale < 0.5
     assert "full" not in found.reasons
+
+
+def test_a_lone_request_to_a_slow_network_runs_whole():
+    seconds = tuple(tuple(0.1 + 0.4 * s * n for n in SIZES) for s in SCALES)
+    profile = dataclasses.replace(PROFILE, seconds=seconds)
+    requests = [Request(1, at, at + 2.0) for at in np.arange(0, 60, 20.0).tolist()]
+    found = simulate(requests, Scheduler(Costs(profile)), exactly)
+    assert found.attainment == 1 and (found.scales == 1).all()
+
+
+def test_what_part_of_each_is_served_in_time():
+    def served(each: list[float], left: list[float], batch_s: float = 0.0) -> list[float]:
+        part = policy._served(np.array([each]), np.array([left]), np.array([[batch_s]]))
+        return part[0].tolist()
+
+    assert served([8, 1, 8], [10, 12, 17]) == [1, 1, 1]
+    assert served([8, 8, 8], [4, 10, 18]) == [0.5, 0.75, 1]
+    assert served([8, 8], [-1, 4]) == [0, 0.5]
+    assert served([2, 2], [4, 4], 4.0) == [1, 0.5]  # answers are there a second later
+    # A deadline that does not ascend gives no time back.
+    assert served([8, 1, 8], [10, 2, 12]) == [1, 0, 0.25]
 
 
 def test_a_larger_batch_size_never_hurts():

@@ -1,7 +1,7 @@
 """How many requests are answered next, and at what S: ours, and what others may be."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Float64
@@ -76,6 +76,7 @@ class Bending:
         narrow = np.clip(levels, *own)
         scales = np.broadcast_to(narrow, (LEVELS, len(rows)))
         worth, ends = rows * costs.value(narrow), np.cumsum(rows)
+        ascending = bool((np.diff(deadlines) >= 0).all())
         best, chosen = (-1.0, 0.0), (1, scales[0, :1])
         for size in costs.sizes(int(ends[len(requests) - 1])):
             # As many whole requests as fit, one at least.
@@ -83,11 +84,14 @@ class Bending:
             first = costs.seconds(rows[:count], scales[:, :count])
             per_row = HEADROOM * costs.seconds_per_row(narrow, int(size))
             left = deadlines - now - first[:, None]
-            part = np.concatenate([
-                left[:, :count] >= 0,
-                _served((rows * per_row)[:, count:], left[:, count:], size * per_row[:, :1]),
-            ], axis=1)  # fmt: skip
-            value = (worth * part).sum(axis=1)
+            # Behind the first batch the most urgent first, whatever their priorities: how many are
+            # in time in all is what matters here.
+            behind: Any = slice(count, None)
+            if not ascending:
+                behind = count + np.argsort(deadlines[count:], kind="stable")
+            part = _served((rows * per_row)[:, behind], left[:, behind], size * per_row[:, :1])
+            value = (worth[:, :count] * (left[:, :count] >= 0)).sum(axis=1)
+            value += (worth[:, behind] * part).sum(axis=1)
             k = int(value.argmax())
             # Of plans that are worth as much the one that answers more in a second.
             found = (float(value[k]), count / float(first[k]))
@@ -127,12 +131,12 @@ def _served(each_s: np.ndarray, left_s: np.ndarray, batch_s: np.ndarray) -> np.n
 
     Args:
       each_s: that a request needs, [levels, requests].
-      left_s: until its deadline, [levels, requests].
+      left_s: until its deadline, [levels, requests], ascending.
       batch_s: of a batch, [levels, 1]: an answer is there when its batch ends, in the mean half of
         that later.
     """
     need = np.cumsum(each_s, axis=1)
     until = left_s - np.maximum(0.0, batch_s - each_s) / 2
     spent = need + np.minimum.accumulate(np.minimum(0.0, until - need), axis=1)
-    spent = np.maximum(spent, 0.0)
+    spent = np.maximum.accumulate(np.maximum(spent, 0.0), axis=1)
     return np.clip(np.diff(spent, axis=1, prepend=0.0) / each_s, 0.0, 1.0)

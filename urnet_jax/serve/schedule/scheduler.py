@@ -18,7 +18,8 @@ PLANNED = 512
 """Requests that wait and are planned for, at most."""
 
 RATE_OVER_S, RISE_OVER_S = 1.0, 0.1
-"""Arrivals of so many last seconds say how many are expected; where the shorter has more, that."""
+"""Arrivals of so many last seconds say how many are expected. The shorter counts where it surely
+has more: of n arrivals n - 2 sqrt(n), so that a lone request is no surge."""
 
 LONGEST_S = 0.1
 """A hand-over that took longer counts as this."""
@@ -54,7 +55,8 @@ class Scheduler:
         while self._arrivals and self._arrivals[0] < now - RATE_OVER_S:
             self._arrivals.popleft()
         last = itertools.takewhile(lambda came: came >= now - RISE_OVER_S, reversed(self._arrivals))
-        return max(len(self._arrivals) / RATE_OVER_S, sum(1 for _ in last) / RISE_OVER_S)
+        count = sum(1 for _ in last)
+        return max(len(self._arrivals) / RATE_OVER_S, (count - 2 * count**0.5) / RISE_OVER_S)
 
     def admit(self, request: Request, now: float) -> None:
         """Lets a request wait.

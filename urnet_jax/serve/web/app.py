@@ -271,11 +271,11 @@ class App:
         try:
             await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not answer.done():
-                answer.cancel()
                 raise Refused(400, "The connection was closed before the answer was there.")
             return answer.result()
         finally:
             gone.cancel()
+            answer.cancel()  # No effect on one that is there; some servers cancel this task itself.
 
     def _told(self, request: protocol.Request, answer: Answer) -> Reply:
         prediction = answer.prediction

@@ -14,6 +14,9 @@ from urnet_jax.serve.web.app import App
 from urnet_jax.serve.web.http import Settings
 from urnet_jax.serve.web.metrics import Metrics
 
+TOKEN = "URNET_TOKEN"
+"""The environment variable that may hold a token."""
+
 NUMBER_BYTES = 24
 """Of a number as JSON, at most: what a body may hold for each of the numbers of a full batch."""
 
