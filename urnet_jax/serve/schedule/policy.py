@@ -78,11 +78,14 @@ class Bending:
         worth, ends = rows * costs.value(narrow), np.cumsum(rows)
         ascending = bool((np.diff(deadlines) >= 0).all())
         best, chosen = (-1.0, 0.0), (1, scales[0, :1])
-        for size in costs.sizes(int(ends[len(requests) - 1])):
-            # As many whole requests as fit, one at least.
-            count = max(1, int(np.searchsorted(ends[: len(requests)], size, side="right")))
+        sizes = costs.sizes(int(ends[len(requests) - 1]))
+        # As many whole requests as fit, one at least.
+        counts = np.maximum(1, np.searchsorted(ends[: len(requests)], sizes, side="right"))
+        # Of sizes that hold the same requests the largest stands for all.
+        larger = np.append(np.diff(counts) > 0, True)
+        for size, count in zip(sizes[larger].tolist(), counts[larger].tolist(), strict=True):
             first = costs.seconds(rows[:count], scales[:, :count])
-            per_row = HEADROOM * costs.seconds_per_row(narrow, int(size))
+            per_row = HEADROOM * costs.seconds_per_row(narrow, size)
             left = deadlines - now - first[:, None]
             # Behind the first batch the most urgent first, whatever their priorities: how many are
             # in time in all is what matters here.
