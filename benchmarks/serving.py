@@ -56,6 +56,7 @@ from benchmarks import (
     trained,
 )
 from benchmarks.serving_client import LATE_S
+from benchmarks.serving_process import ServerProcess
 from urnet_jax.data.sources import open_split
 from urnet_jax.data.splits import examples
 from urnet_jax.errors import UserError, told_to_the_user
@@ -110,6 +111,8 @@ def main(argv: Sequence[str]) -> None:
             for policy in _policies(values.policies)
         ]  # fmt: skip
         path, record = results.measure(groups, values, timed=False, about=about)
+        if not record["rows"]:  # The time limit came first.
+            return
         traces = pathlib.Path(values.traces) if values.traces else None
         record["bounds"] = serving_bound.of_record(record, costs, _top1(values, costs), traces)
         results.write_json(path, record)
@@ -221,27 +224,13 @@ def _served(
     values: flags.FlagValues, policy: str, plan: dict[str, Any]
 ) -> tuple[dict[str, np.ndarray], float]:
     """What the sender found, and the server's correction of times at the end."""
-    command = [sys.executable, "-c", SERVER, str(ROOT), values.workdir, policy,
-               str(values.deadline_ms)]  # fmt: skip
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server,
-    ):
-        assert server.stdout is not None
-        for line in server.stdout:
-            if match := re.match(r"Ready: http://127.0.0.1:(\d+)/", line):
-                break
-        else:
-            raise UserError("The server did not start, for the reason that it says above.")
+    command = ("-c", SERVER, str(ROOT), values.workdir, policy, str(values.deadline_ms))
+    with tempfile.TemporaryDirectory() as folder, ServerProcess(*command) as server:
         plan_file, found_file = f"{folder}/plan.npz", f"{folder}/found.npz"
-        np.savez(plan_file, port=int(match[1]), **plan)
+        np.savez(plan_file, port=server.port, **plan)
         client = ROOT / "benchmarks/serving_client.py"
-        try:
-            subprocess.run([sys.executable, str(client), plan_file, found_file], check=True)
-            correction = _correction(int(match[1]))
-        finally:
-            server.terminate()
-            server.communicate()
+        subprocess.run([sys.executable, str(client), plan_file, found_file], check=True)
+        correction = _correction(server.port)
         with np.load(found_file) as found:
             return dict(found), correction
 

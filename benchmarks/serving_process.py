@@ -1,4 +1,4 @@
-"""`urnet serve` in a process of its own, and what that process holds."""
+"""A server in a process of its own, and what that process holds."""
 
 import pathlib
 import re
@@ -10,12 +10,22 @@ from urnet_jax.errors import UserError
 
 
 class ServerProcess:
-    """A server that is ready when the context begins, and ended with it; its model is `m`."""
+    """A server that is ready when the context begins, and ended with it."""
 
-    def __init__(self, workdir: str, *flags: str) -> None:
-        self._command = [sys.executable, "-m", "urnet_jax", "serve", f"--workdir={workdir}",
-                         "--port=0", "--name=m", *flags]  # fmt: skip
+    def __init__(self, *arguments: str) -> None:
+        """Starts nothing yet.
+
+        Args:
+          arguments: of Python; see `of`.
+        """
+        self._command = [sys.executable, *arguments]
         self._seen: dict[str, list[float]] = {"rss_mb": [], "threads": [], "files": []}
+
+    @classmethod
+    def of(cls, workdir: str, *flags: str) -> "ServerProcess":
+        """`urnet serve` of a workdir; its model is `m`."""
+        return cls("-m", "urnet_jax", "serve", f"--workdir={workdir}", "--port=0", "--name=m",
+                   *flags)  # fmt: skip
 
     def __enter__(self) -> "ServerProcess":
         """Starts it.

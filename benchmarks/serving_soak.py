@@ -122,7 +122,7 @@ def _requests(workdir: str, rows: int) -> list[bytes]:
 def many(values: flags.FlagValues) -> tuple[list[results.Row], dict[str, str]]:
     """Requests one after another on each connection; what the process holds meanwhile."""
     sent = _requests(values.workdir, 1)
-    with ServerProcess(values.workdir) as server:
+    with ServerProcess.of(values.workdir) as server:
         bar = tqdm(total=values.requests, unit="request")
         found = asyncio.run(_closed_loop(server, sent, values, bar))
         bar.close()
@@ -170,7 +170,7 @@ def overload(values: flags.FlagValues) -> tuple[list[results.Row], dict[str, str
     heavy = np.sort(rng.uniform(0, seconds, rng.poisson(load * seconds)))
     after = seconds + np.sort(rng.uniform(0, RECOVERY_S, rng.poisson(light * RECOVERY_S)))
     sent = _requests(values.workdir, values.rows)
-    with ServerProcess(values.workdir, f"--deadline_ms={values.deadline_ms}") as server:
+    with ServerProcess.of(values.workdir, f"--deadline_ms={values.deadline_ms}") as server:
         found = asyncio.run(_open_loop(server, sent, np.concatenate([heavy, after])))
     status, latency_ms, delay = found
     during = np.arange(len(status)) < len(heavy)
@@ -233,7 +233,7 @@ def stops(values: flags.FlagValues) -> tuple[list[results.Row], dict[str, str]]:
     rows: list[results.Row] = []
     sent = _requests(values.workdir, 1)
     for _ in tqdm(range(values.stops), unit="stop"):
-        with ServerProcess(values.workdir, "--deadline_ms=60000") as server:
+        with ServerProcess.of(values.workdir, "--deadline_ms=60000") as server:
             received = asyncio.run(_until_stopped(server, sent, values.connections))
             said = server.process.communicate(timeout=120)[0]
         match = re.search(r"Stopped: ([\d,]+) requests are answered, none is lost\.", said)
