@@ -102,6 +102,19 @@ def test_what_part_of_each_is_served_in_time():
     assert served([8, 1, 8], [10, 2, 12]) == [1, 0, 0.25]
 
 
+def test_many_that_wait_are_planned_for_several_as_one():
+    rng = np.random.default_rng(0)
+    rows, deadlines = rng.integers(1, 9, 500).astype(float), rng.uniform(0, 1, 500)
+    plan = np.stack([rows, deadlines, np.full(500, 0.0), rng.uniform(0.5, 1, 500)])
+    parts = policy._in_parts(plan)
+    assert 40 <= parts.shape[1] <= policy.PARTS and (np.diff(parts[1]) > 0).all()
+    assert parts[0].sum() == pytest.approx(rows.sum()) and parts[0].max() < rows.sum() / 40
+    assert (parts[0] * parts[1]).sum() == pytest.approx((rows * deadlines).sum())
+    assert (parts[2] == 0).all() and parts[3].min() > 0.5
+    few = plan[:, :40]
+    assert (policy._in_parts(few) == few).all()
+
+
 def test_a_larger_batch_size_never_hurts():
     def attained(sizes: tuple[int, ...]) -> float:
         seconds = tuple(tuple(0.001 + 0.0005 * s * n for n in sizes) for s in SCALES)

@@ -16,9 +16,9 @@ HEADROOM = 1.2
 """Those that are not begun yet are planned to take so much longer. Without it S is chosen so that
 all just fit, and whatever goes amiss costs answers; with it more are in time and more are right."""
 
-MOST_EXPECTED = 96
-"""In so many parts, at most, are those to come planned for."""
-
+PARTS = 48
+"""In so many, at most, are those planned for that cannot be in the next batch: where many wait,
+several as one, so that a plan takes about as long whatever waits."""
 
 FULL = 0.8
 """The share of the room for waiting images that is planned with."""
@@ -67,7 +67,7 @@ class Bending:
         one, and none would ever be full.) What is worth most, by the sum of top-1 of answers in
         time, is begun.
         """
-        rows, deadlines, low, high = _plan(requests, now, outlook)
+        (rows, deadlines, low, high), nearest = _plan(requests, now, outlook, costs.largest)
         levels = np.linspace(costs.least_scale, 1.0, LEVELS)[:, None]
         # [levels, requests]; a request's bounds count more than what is best for all.
         bounds = np.stack([np.maximum(low, costs.least_scale), high])
@@ -78,9 +78,9 @@ class Bending:
         worth, ends = rows * costs.value(narrow), np.cumsum(rows)
         ascending = bool((np.diff(deadlines) >= 0).all())
         best, chosen = (-1.0, 0.0), (1, scales[0, :1])
-        sizes = costs.sizes(int(ends[len(requests) - 1]))
+        sizes = costs.sizes(sum(request.rows for request in requests))
         # As many whole requests as fit, one at least.
-        counts = np.maximum(1, np.searchsorted(ends[: len(requests)], sizes, side="right"))
+        counts = np.maximum(1, np.searchsorted(ends[:nearest], sizes, side="right"))
         # Of sizes that hold the same requests the largest stands for all.
         larger = np.append(np.diff(counts) > 0, True)
         for size, count in zip(sizes[larger].tolist(), counts[larger].tolist(), strict=True):
@@ -104,26 +104,52 @@ class Bending:
 
 
 def _plan(
-    requests: Sequence[Request], now: float, outlook: Outlook
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Rows, deadlines and bounds of S of the requests that wait, and of those to come.
+    requests: Sequence[Request], now: float, outlook: Outlook, largest: int
+) -> tuple[Float64[np.ndarray, "4 n"], int]:
+    """What is planned for: the requests that wait, and those to come.
 
-    Those to come within the time that a request is allowed have a deadline of that time, or sooner
-    where the queue would be full before.
+    Those that may be in the next batch are there one by one, all behind them in `PARTS` at most. Of
+    those to come, within the time that a request is allowed, the deadline is after that time, or
+    sooner where the queue would be full before.
+
+    Args:
+      requests: those that wait.
+      now: the time.
+      outlook: on those to come.
+      largest: images that a batch has at most.
+
+    Returns:
+      Rows, deadlines and the two bounds of S; and how many of them may be in the next batch.
     """
-    table = np.array([(r.rows, r.deadline, r.min_scale, r.max_scale) for r in requests], float)
-    rows, deadlines, low, high = table.T
+    table = np.array([(r.rows, r.deadline, r.min_scale, r.max_scale) for r in requests], float).T
     allowed = float(np.mean([r.deadline - r.arrival for r in requests]))
+    first = max(1, int(np.searchsorted(np.cumsum(table[0]), largest, side="right")))
+    behind = table[:, first:]
     expected = outlook.per_s * allowed
-    count = min(MOST_EXPECTED, int(expected))
+    count = min(PARTS, int(expected))
     if count:
+        mean = table.mean(axis=1)
+        full_s = FULL * outlook.most_rows / (outlook.per_s * mean[0])
         come = now + (np.arange(count) + 1) * (allowed / count)
-        full_s = FULL * outlook.most_rows / (outlook.per_s * rows.mean())
-        own_rows = rows.mean() * expected / count
-        rows = np.concatenate([rows, np.full(count, own_rows)])
-        deadlines = np.concatenate([deadlines, come + min(allowed, full_s)])
-        low, high = (np.concatenate([x, np.full(count, x.mean())]) for x in (low, high))
-    return rows, deadlines, low, high
+        to_come = np.repeat(mean[:, None], count, axis=1)
+        to_come[0] *= expected / count
+        to_come[1] = come + min(allowed, full_s)
+        behind = np.concatenate([behind, to_come], axis=1)
+    return np.concatenate([table[:, :first], _in_parts(behind)], axis=1), first
+
+
+def _in_parts(plan: Float64[np.ndarray, "4 n"]) -> Float64[np.ndarray, "4 k"]:
+    """Requests as `PARTS` at most, the most urgent first: a part is several of them as one.
+
+    Parts have about as many rows each, and the mean deadline and bounds of theirs.
+    """
+    if plan.shape[1] <= PARTS:
+        return plan
+    plan = plan[:, np.argsort(plan[1], kind="stable")]
+    ends = np.cumsum(plan[0])
+    starts = np.unique(np.searchsorted(ends, np.arange(PARTS) * (ends[-1] / PARTS), side="right"))
+    sums = np.add.reduceat(np.concatenate([plan[:1], plan[:1] * plan[1:]]), starts, axis=1)
+    return np.concatenate([sums[:1], sums[1:] / sums[:1]])
 
 
 def _served(each_s: np.ndarray, left_s: np.ndarray, batch_s: np.ndarray) -> np.ndarray:
