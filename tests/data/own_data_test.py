@@ -11,10 +11,14 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+import urnet_jax
 from helpers.data_batches import joined, section, take
 from urnet_jax.data.batches import eval_batches, train_batches
 from urnet_jax.data.sources import open_split
 from urnet_jax.errors import UserError
+from urnet_jax.runs import export
+from urnet_jax.serve.web.page import page
+from urnet_jax.train import loop
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -52,6 +56,18 @@ def test_own_data_is_trained_and_evaluated_on(own):
     found = [digit[image[..., 0].tobytes()] for image in batch["image"]]
     assert sorted(found) == list(range(40, 60))
     assert batch["label"].tolist() == bunch.target[found].tolist()
+
+
+def test_the_names_of_its_classes_go_with_the_network(own, tiny, tmp_path):
+    fields = {"data.name": own.name, "data.num_classes": 10, "data.dir": own.dir,
+              "data.batch_size": 30, "data.augment": "none", "pretrain.epochs": 0.0,
+              "gates.epochs": 0.0, "joint.epochs": 1.0}  # fmt: skip
+    loop.train_and_evaluate(tiny(fields), tmp_path / "run")
+    export.export_bundle(tmp_path / "run", tmp_path / "bundle", "newest")
+    for path in (tmp_path / "run", tmp_path / "bundle"):
+        predictor = urnet_jax.load(path)
+        assert predictor.class_names == tuple(f"digit {k}" for k in range(10))
+        assert '"digit 7"' in page(predictor, "mine").decode()
 
 
 def test_own_data_is_cropped_at_random_as_it_streams(own):

@@ -26,6 +26,7 @@ class Meta:
       steps_per_epoch: training steps of one epoch.
       config: the run's config.
       top1_percent: mean over the scales of the evaluation at this step, None where there was none.
+      class_names: what the classes are called, in order; empty where they have numbers only.
     """
 
     step: int
@@ -35,6 +36,7 @@ class Meta:
     steps_per_epoch: float
     config: Config
     top1_percent: float | None = None
+    class_names: tuple[str, ...] = ()
 
     @property
     def score(self) -> Score | None:
@@ -57,7 +59,8 @@ class Meta:
         Raises:
           AttributeError, KeyError, TypeError or ValueError: `saved` is of another form.
         """
-        meta = cls(**{**saved, "config": config_lib.from_json(saved["config"])})
+        config, names = config_lib.from_json(saved["config"]), saved.get("class_names", ())
+        meta = cls(**{**saved, "config": config, "class_names": tuple(names)})
         config_lib.architecture(meta.config)
         if meta.phase not in PHASES:
             raise ValueError(f"its phase is {meta.phase!r}")

@@ -116,6 +116,11 @@ class Predictor:
         return self.arch.image_size, self.arch.image_size, self.arch.image_channels
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """What the classes are called, in order; empty where the data has numbers only."""
+        return self.bundle.meta.class_names
+
+    @property
     def full_flops(self) -> float:
         """FLOPs of an image that uses the whole network."""
         return 2.0 * self.arch.cost.full_macs

@@ -168,7 +168,10 @@ def run_phase(run: Run, phase: str, state: TrainState) -> TrainState:
             # ---- Evaluate, save ----
             progress.pause()
             state = averaged(run, phase, state)
-            meta = Meta(offset + n, phase, n, plan.num_steps, run.steps_per_epoch, config)
+            meta = Meta(
+                offset + n, phase, n, plan.num_steps, run.steps_per_epoch, config,
+                class_names=run.train_split.class_names,
+            )  # fmt: skip
             if plan.evaluates(n) and not stop:  # Whoever asked to stop may not wait for it.
                 summary = measure(run, phase, state)
                 meta = dataclasses.replace(meta, top1_percent=mean_top1(summary))

@@ -67,7 +67,9 @@ def test_an_image_goes_in_and_what_runs_lights_up(measured, predictor, images, w
     shown = dom(file, width, tmp_path)
     assert server.stop()[0] == 0
     expected = predictor(images[:1], scale=0.6)
-    assert re.search(rf'<div class="row"><span>class {expected.classes[0]}</span>', shown)
+    assert re.search(
+        rf'<div class="row"><span class="name"[^>]*>class {expected.classes[0]}</span>', shown
+    )
     lit = [kind == "gate on" for kind in re.findall(r'class="(gate(?: on)?)"', shown)]
     np.testing.assert_array_equal(lit, expected.gates[0] > 0)
     share = 100 * expected.flops[0] / predictor.full_flops

@@ -18,7 +18,7 @@ def page(predictor: Predictor, name: str) -> bytes:
     arch, (height, width, channels) = predictor.arch, predictor.image_shape
     data = {
         "name": name, "shape": [height, width, channels], "groups": list(arch.gate_groups),
-        "full_flops": predictor.full_flops,
+        "full_flops": predictor.full_flops, "class_names": list(predictor.class_names),
     }  # fmt: skip
     text = environment.get_template("page.html").render(
         name=name, about=arch.describe(), height=height, width=width, window=f"{WINDOW_S:g}",
