@@ -4,6 +4,7 @@ UV ?= uv
 TORCH ?= torch==2.13.0
 TRITON ?= tritonclient[http]==2.73.0
 RAY ?= ray[serve]==2.60.0
+KSERVE ?= kserve==0.21.0
 
 # More processes than four gain nothing on a large machine.
 PYTEST = JAX_PLATFORMS=cpu .venv/bin/python -m pytest -q -n logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
@@ -22,12 +23,14 @@ demo: .venv/installed
 test: lint
 	$(PYTEST) -m 'not slow'
 
-# Everything, compiled as a user's run is: slow tests and those that need PyTorch, Triton's client
-# or Ray.
+# Everything, compiled as a user's run is: slow tests and those that need PyTorch, Triton's client,
+# Ray or KServe's client, which wants other versions of what the lock has, so a place of its own.
 test-all: lint
 	.venv/bin/python -c 'import torch, tritonclient, ray.serve' 2>/dev/null \
 	  || .venv/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH) '$(TRITON)' \
 	    '$(RAY)'
+	.venv/kserve/bin/python -c 'import kserve' 2>/dev/null || { $(PYTHON) -m venv .venv/kserve \
+	  && .venv/kserve/bin/python -m pip install --quiet --disable-pip-version-check '$(KSERVE)'; }
 	$(PYTEST) --optimized
 
 lint: .venv/installed
