@@ -12,6 +12,7 @@ import urnet_jax
 from urnet_jax.errors import UserError
 from urnet_jax.serve.engine import Engine, Failed
 from urnet_jax.serve.predictor import Predictor
+from urnet_jax.serve.schedule.policy import Bending
 from urnet_jax.serve.schedule.request import Shed
 
 HOUR_S = 3600.0
@@ -85,6 +86,21 @@ def test_what_it_took_it_answers_before_it_ends(predictor, images):
     with pytest.raises(Shed, match="about to end"):
         engine.submit(pixels[:1], soon())
     assert not any(thread.name == "urnet-engine" for thread in threading.enumerate())
+
+
+def test_time_between_batches_is_no_time_for_requests(predictor, images):
+    class Slow(Bending):
+        def choose(self, *arguments: Any) -> Any:
+            time.sleep(0.1)
+            return super().choose(*arguments)
+
+    engine = Engine(predictor, policy=Slow())
+    pixels = images.astype(np.float32)
+    futures = [engine.submit(pixels[:16], soon()) for _ in range(10)]
+    engine.stop()
+    assert all(future.done() for future in futures)
+    # A batch takes some milliseconds.
+    assert engine.correction > 5
 
 
 def test_who_gave_up_waiting_disturbs_nobody(predictor, images):

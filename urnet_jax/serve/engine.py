@@ -218,10 +218,12 @@ class Engine:
                 self._fail(request, error)
 
     def _work(self) -> None:
+        free_since = self._clock()
         while True:
             with self._changed:
                 while not len(self._scheduler.waiting) and not self._stopping:
                     self._changed.wait()
+                    free_since = self._clock()
                 now, predictor = self._clock(), self._predictor
                 batch, lost = self._scheduler.turn(now)
                 retry_s = self._scheduler.retry_after_s(now) if lost else 0.0
@@ -230,7 +232,7 @@ class Engine:
                     return
             self._give_up(lost, retry_s)
             if batch is not None:
-                self._answer(batch, predictor)
+                free_since = self._answer(batch, predictor, free_since)
 
     def _give_up(self, lost: list[Request], retry_s: float) -> None:
         for request in lost:
@@ -239,32 +241,44 @@ class Engine:
                 self._tell("shed", (request, "expired"))
                 future.set_exception(Shed("expired", "Its time ran out as it waited.", retry_s))
 
-    def _answer(self, batch: Batch, predictor: Predictor) -> None:
-        """Runs a batch, and hands each request its part; of those who gave up waiting nothing."""
+    def _answer(self, batch: Batch, predictor: Predictor, free_since: float) -> float:
+        """Runs a batch, and hands each request its part; of those who gave up waiting nothing.
+
+        Args:
+          batch: to be answered.
+          predictor: that answers it.
+          free_since: when the thread had nothing else to do but this batch. What it took to hand
+            out the last answers and to plan is counted as this batch's, for it is not there for
+            requests either.
+
+        Returns:
+          When the device was free again.
+        """
         kept = [r.payload.future.set_running_or_notify_cancel() for r in batch.requests]
         requests = tuple(itertools.compress(batch.requests, kept))
-        if not requests:
-            return
         start = self._clock()
+        if not requests:
+            return start
         try:
             rows = [request.rows for request in requests]
             images = np.concatenate([request.payload.images for request in requests])
             scales = np.repeat(batch.scales[kept].astype(np.float32), rows)
-            parts = _split(predictor.predict(images, scales), rows)
+            parts = predictor.predict(images, scales).split(rows)
         except Exception as error:  # A device may fail in ways of its own; the engine lives on.
             for request in requests:
                 self._fail(request, error)
-            return
+            return self._clock()
         end = self._clock()
         if len(requests) == len(batch.requests):
             with self._changed:
-                self._scheduler.done(batch, end, end - start)
+                self._scheduler.done(batch, end, end - free_since)
         self._tell("batch", batch)
         step = predictor.bundle.meta.step
         for request, part in zip(requests, parts, strict=True):
             answer = Answer(part, start - request.arrival, end - start, step)
             self._tell("late" if end > request.deadline else "answered", (request, answer))
             request.payload.future.set_result(answer)
+        return end
 
     def _fail(self, request: Request, error: Exception) -> None:
         """Tells one request of an error; each gets an exception of its own."""
@@ -281,13 +295,3 @@ class Engine:
             self._observe(event, what)
         except Exception:
             traceback.print_exc()
-
-
-def _split(whole: Prediction, rows: list[int]) -> list[Prediction]:
-    """The parts of a prediction that belong to each request."""
-    ends = np.cumsum(rows)[:-1]
-    parts = {
-        field.name: np.split(getattr(whole, field.name), ends)
-        for field in dataclasses.fields(whole)
-    }
-    return [Prediction(**{name: part[k] for name, part in parts.items()}) for k in range(len(rows))]

@@ -7,6 +7,7 @@ answer.classes, answer.flops
 
 import dataclasses
 import functools
+import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -52,6 +53,15 @@ class Prediction:
     gates: Float32[np.ndarray, "n G"]
     flops: Float64[np.ndarray, " n"]
     scale: Float32[np.ndarray, " n"]
+
+    def split(self, rows: Sequence[int]) -> list["Prediction"]:
+        """Its parts of so many images each, in order."""
+        ends = [0, *itertools.accumulate(rows)]
+        whole = [getattr(self, field.name) for field in dataclasses.fields(self)]
+        return [
+            Prediction(*(values[start:end] for values in whole))
+            for start, end in itertools.pairwise(ends)
+        ]
 
 
 class Predictor:
