@@ -34,8 +34,8 @@ GRID = tuple(round(0.05 * n, 2) for n in range(1, 21))
 """Scales that are calibrated by default, beside the config's `eval.scales`; without those below
 what the network uses whatever its gates do."""
 
-STEPS = 12
-"""Of bisection, at most; the offset is then known to a hundredth."""
+FIRST, FINE = 0.5, 0.01
+"""How far from 0 an offset is tried first; and how near it is known at the end."""
 
 MET = 5e-4
 """How near a share counts as met: what is beyond it differs among other images anyway."""
@@ -107,11 +107,12 @@ def fit(
       progress: shows a progress bar on stderr if that is a terminal.
     """
     hidden = None if progress else True
-    with tqdm(total=STEPS + 3, desc="calibrate", disable=hidden, leave=False) as bar:
+    with tqdm(total=len(scales), desc="calibrate", unit="S", disable=hidden, leave=False) as bar:
 
-        def shares(scales: Shares, offsets: Shares, split: Split = fitted) -> Shares:
-            bar.update()
-            return _shares(run, scales.tolist(), offsets.tolist(), split)
+        def shares(asked: Shares, offsets: Shares, split: Split = fitted) -> Shares:
+            if split is fitted:  # The others are met.
+                bar.update(len(scales) - len(asked) - bar.n)
+            return _shares(run, asked.tolist(), offsets.tolist(), split)
 
         reach = REACH + float(getattr(run.arch, "gate_prior", 0.0))
         offsets, found, before = bisected(shares, np.array(scales), reach, _least(run))
@@ -158,21 +159,27 @@ def bisected(
         # All is closed at any offset that is low enough, of which the highest is looked for.
         return np.where(wanted <= least, now > least + MET, now >= wanted)
 
-    # The first step is taken at 0 already.
-    too_much = is_too_much(found)
-    low, high = np.where(too_much, -reach, 0.0), np.where(too_much, 0.0, reach)
-    for _ in range(STEPS):
+    # Outwards from 0, near which most offsets lie, until what is wanted is between two of them.
+    too_much, step = is_too_much(found), FIRST
+    low, high = np.where(too_much, -np.inf, 0.0), np.where(too_much, 0.0, np.inf)
+    while True:
         # All is open at any offset that is large enough, of which the least is looked for.
         missed = (np.abs(found - wanted) > MET) | (wanted == 1) | (wanted <= least)
+        missed &= (high - low > FINE) & (high > -reach) & (low < reach)
         if not missed.any():
             break
-        middle, now = np.where(missed, (low + high) / 2, best), found.copy()
-        now[missed] = shares(wanted[missed], middle[missed])
+        down, up = np.maximum(high - step, -reach), np.minimum(low + step, reach)
+        ahead = np.where(np.isinf(high), up, (low + high) / 2)
+        ahead = np.where(np.isinf(low), down, ahead)
+        ahead, now, step = np.where(missed, ahead, best), found.copy(), 2 * step
+        now[missed] = shares(wanted[missed], ahead[missed])
         gain = np.abs(found - wanted) - np.abs(now - wanted)
-        nearer = (gain > ROUNDING) | ((gain >= -ROUNDING) & (np.abs(middle) < np.abs(best)))
-        best, found = np.where(nearer, middle, best), np.where(nearer, now, found)
+        nearer = (gain > ROUNDING) | ((gain >= -ROUNDING) & (np.abs(ahead) < np.abs(best)))
+        best, found = np.where(nearer, ahead, best), np.where(nearer, now, found)
         too_much = is_too_much(now)
-        low, high = np.where(too_much, low, middle), np.where(too_much, middle, high)
+        low, high = (
+            np.where(missed & ~too_much, ahead, low), np.where(missed & too_much, ahead, high),
+        )  # fmt: skip
     return best, found, before
 
 
