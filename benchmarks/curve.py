@@ -55,7 +55,8 @@ def main(argv: Sequence[str]) -> None:
     with told_to_the_user("Interrupted: the same command goes on from the last checkpoint."):
         values = parse(list(argv))
         groups = _groups(values, deadline=time.monotonic() + values.time_limit_s)
-        trained.record(values, groups, {"base_flops": _base_flops(values)}, curve_report.write)
+        about = {"base": values.base, "dataset": values.data, "base_flops": _base_flops(values)}
+        trained.record(values, groups, about, curve_report.write)
 
 
 def parse(argv: list[str]) -> flags.FlagValues:

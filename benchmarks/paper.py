@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
         values = parse(list(argv))
         groups = _groups(values, deadline=time.monotonic() + values.time_limit_s)
         write = functools.partial(paper_report.write, workdir=values.workdir)
-        trained.record(values, groups, {}, write)
+        trained.record(values, groups, {"base": values.base, "dataset": values.data}, write)
 
 
 def _groups(values: flags.FlagValues, deadline: float) -> list[results.Group]:

@@ -81,7 +81,7 @@ def main(argv: Sequence[str]) -> None:
             beside = static.read(values.static.split(","), dataset=values.data, split="test")
         groups = _groups(values, deadline=time.monotonic() + values.time_limit_s)
         write = functools.partial(shaping_report.write, beside=beside)
-        trained.record(values, groups, {}, write)
+        trained.record(values, groups, {"base": values.base, "dataset": values.data}, write)
 
 
 def parse(argv: list[str]) -> flags.FlagValues:

@@ -194,11 +194,11 @@ def record(
     Args:
       values: the command's flags; the files lie in a folder of its output for each base and data.
       groups: as `results.measure` takes them.
-      about: what the record says of all of them, beside base and dataset.
+      about: what the record says of all of them, `base` and `dataset` at least.
       write: f(record, its file) -> the files that are written.
     """
-    values.output = f"{values.output}/{values.base}_{values.data}"
-    on, about = device(), {"base": values.base, "dataset": values.data} | about
+    values.output = f"{values.output}/{about['base']}_{about['dataset']}"
+    on = device()
     path = pathlib.Path(results.record_path(values.output, on))
     try:
         _, found = results.measure(
