@@ -39,9 +39,9 @@ def test_squares_are_named_by_what_covers_them(scenes, tmp_path):
     )
     data = config_lib.load("finetune").data
     data.update(name=finetune.DATA, dir=str(data_dir), num_classes=3, augment="none", image_size=80)
-    split = open_split(data, "test")
+    split: Any = open_split(data, "test")
     assert split.class_names == ("car", "road", "sky")
-    of_sky: Any = split.images[split.labels == 2]
+    of_sky = split.images[split.labels == 2]
     with Image.open(tmp_path / "images/test/sky/one_0_0.png") as square:
         assert (of_sky == np.asarray(square)).all(axis=(1, 2, 3)).sum() == 1
     # What is there is not made again.
