@@ -173,7 +173,7 @@ def test_it_says_where_it_was_not_calibrated(finished, tmp_path, capsys):
     capsys.readouterr()
     job.evaluate_workdir(workdir, scales=(0.2, 0.6, 1.0), output=tmp_path / "out")
     printed = capsys.readouterr().out
-    assert "Mind: S = 0.2, 1 lies outside of what was calibrated" in printed
+    assert "Mind: S = 0.2 lies outside of what was calibrated" in printed
     assert "comes no nearer" not in printed
 
 
@@ -186,6 +186,7 @@ def calibration_json(**changes):
 def test_what_is_whole_is_read(calibrated, tmp_path):
     workdir = shutil.copytree(calibrated[0], tmp_path / "run")
     step = load_network(workdir).meta.step
+    (workdir / "checkpoints" / str(step) / "checksums.json").unlink()
     (workdir / "checkpoints" / str(step) / kept.FILE).write_text(calibration_json())
     found = kept.read(workdir, step)
     assert found is not None and found.offsets == (0.5, 1.0) and found.shares_between == ()
@@ -210,6 +211,20 @@ def test_what_is_no_calibration_is_one_sentence(content, calibrated, tmp_path):
     (workdir / "checkpoints" / str(step) / kept.FILE).write_text(content)
     with pytest.raises(UserError, match="is not a calibration: remove it, or run urnet calibrate"):
         kept.read(workdir, step)
+
+
+def test_a_calibration_that_is_lost_or_damaged_costs_nothing_else(calibrated, tmp_path):
+    workdir = shutil.copytree(calibrated[0], tmp_path / "run")
+    step = load_network(workdir).meta.step
+    path = workdir / "checkpoints" / str(step) / kept.FILE
+    path.write_text(path.read_text().replace("0.2", "0.3"))
+    with pytest.raises(UserError, match="is not a calibration: remove it, or run urnet calibrate"):
+        inspection.load(workdir)
+    assert inspection.load(workdir, calibrated=False).meta.step == step
+    again = calibrate_workdir(workdir, scales=(0.5,), images=50, progress=False)
+    assert again.scales == (0.5, 1.0) and inspection.load(workdir).calibration == again
+    path.unlink()
+    assert inspection.load(workdir).calibration is None
 
 
 def test_a_plain_network_has_nothing_to_calibrate(tiny, tmp_path):

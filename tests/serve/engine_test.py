@@ -90,9 +90,9 @@ def test_what_it_took_it_answers_before_it_ends(predictor, images):
 
 def test_time_between_batches_is_no_time_for_requests(predictor, images):
     class Slow(Bending):
-        def choose(self, *arguments: Any) -> Any:
+        def choose(self, requests: Any, now: float, costs: Any, outlook: Any) -> Any:
             time.sleep(0.1)
-            return super().choose(*arguments)
+            return super().choose(requests, now, costs, outlook)
 
     engine = Engine(predictor, policy=Slow())
     pixels = images.astype(np.float32)

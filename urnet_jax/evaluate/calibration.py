@@ -4,7 +4,6 @@ Training brings usage near S; where it ends is a balance of losses. An offset th
 share at one S moves usage alone, and bisection finds the one that meets S on given images.
 """
 
-import dataclasses
 import datetime
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -66,7 +65,7 @@ def calibrate_workdir(
     Args:
       workdir: of the run.
       which: its checkpoint, see `load.load_network`.
-      scales: the grid of S; by default those of `GRID` and the config's `eval.scales`.
+      scales: the grid of S, and S = 1; by default those of `GRID` and the config's `eval.scales`.
       images: to fit on; as many others are held back. Fewer where the training split has fewer.
       data_dir: where the dataset lies now; by default where the config says.
       progress: shows a progress bar on stderr if that is a terminal.
@@ -76,8 +75,9 @@ def calibrate_workdir(
     """
     if images < 1:
         raise UserError(f"images is {images}; expected at least 1 to fit on.")
-    grid = check_scales(scales) if scales is not None else None
-    run = dataclasses.replace(inspection.load(workdir, which, data_dir), calibration=None)
+    # With S = 1 among them, so that it stays the whole network.
+    grid = check_scales([*scales, 1.0]) if scales is not None else None
+    run = inspection.load(workdir, which, data_dir, calibrated=False)
     if not config_lib.heeds_scale(run.config):
         raise UserError(
             f"The gates of the network in {workdir} do not see S (model.gate_scale is False), so "

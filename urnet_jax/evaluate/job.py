@@ -144,7 +144,8 @@ def _show(summary: pd.DataFrame, run: Run, split: Split, about: Mapping[str, Any
         if outside:
             named = ", ".join(f"{scale:g}" for scale in outside)
             print(f"Mind: S = {named} lies outside of what was calibrated, and has the offset of "
-                  "the nearest S that was: `urnet calibrate --scales=...` adds it.")  # fmt: skip
+                  "the nearest S that was: name it, beside all others that are used, in `urnet "
+                  "calibrate --scales=...`, which replaces what was calibrated.")  # fmt: skip
         mind = strays(summary, of, calibrated=calibrated and not outside)
         print(f"{mind}\n" if mind else "", end="")
     if (plain := about.get("plain_top1_percent")) is not None:

@@ -173,14 +173,16 @@ class Run:
 
 
 def load(
-    workdir: epath.PathLike, which: Literal["newest", "best"] | int = "newest", data_dir: str = ""
-) -> Run:
+    workdir: epath.PathLike, which: Literal["newest", "best"] | int = "newest",
+    data_dir: str = "", *, calibrated: bool = True,
+) -> Run:  # fmt: skip
     """A run's network.
 
     Args:
       workdir: of the run; nothing else is needed, but the data where the network is to see some.
       which: its checkpoint, see `load.load_network`.
       data_dir: where the dataset lies now; by default where the config says.
+      calibrated: uses the checkpoint's calibration, if it has one.
 
     Raises:
       UserError: the workdir holds no such checkpoint, the network has no trained gates, or its
@@ -200,4 +202,5 @@ def load(
         )
     if data_dir:
         meta.config.data.dir = data_dir
-    return Run(meta, params, batch_stats, calibration.read(workdir, meta.step))
+    held = calibration.read(workdir, meta.step) if calibrated else None
+    return Run(meta, params, batch_stats, held)

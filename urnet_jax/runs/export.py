@@ -43,7 +43,7 @@ def export_workdir(
     print(f"{arch.describe()}, step {meta.step} ({meta.phase}): {len(tensors)} tensors")
     if arch.gated and not trained:
         print("Its gates are not trained yet, and left out.")
-    if prior := getattr(arch, "gate_prior", 0.0):
+    if arch.gated and (prior := getattr(arch, "gate_prior", 0.0)):
         print(f"Its gates are those of model.gate_prior={prior:g}, which no tensor holds.")
     if calibration.read(workdir, meta.step) is not None:
         print("Its calibration is not in the file: urnet calibrate makes one where it is read.")

@@ -54,6 +54,8 @@ def from_file(path: epath.Path, make: Callable[..., Record], what: str) -> Recor
     if not path.exists():
         return None
     try:
+        if not checksums.is_as_written(path):
+            raise ValueError("it is not as it was written")
         return make(**{name: _frozen(x) for name, x in json.loads(path.read_text()).items()})
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(

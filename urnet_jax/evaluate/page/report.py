@@ -53,10 +53,12 @@ def make(
             seen = images.Seen(run, split, evaluation)
             sections += [seen.paths(), gates.section(run.config, evaluation)]
         return render(title, [Paragraph(sentence), _facts(record)], sections)
+    by_flops = run.calibration is not None or run.config.scale.of == "flops"
+    of = "FLOPs" if by_flops else "blocks"
     about = Paragraph(
         "The compute of this residual network is turned up and down while it is in use. "
         f"{_decides(run, evaluation.num_gates)} where it does not, the block's shortcut alone "
-        "passes the features on. S asks for about that share of the blocks. One set of weights "
+        f"passes the features on. S asks for about that share of the {of}. One set of weights "
         "serves every S."
     )
     end = [
