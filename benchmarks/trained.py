@@ -104,7 +104,7 @@ def check_workdir(network: Network) -> None:
             )
         return
     held, asked = _whole(json.loads(path.read_text())), _whole(network.settings)
-    for name in asked.keys() | held.keys():
+    for name in sorted(asked.keys() | held.keys()):
         if held.get(name) != asked.get(name):
             now, then = (f"{values.get(name)!r:.200}" for values in (asked, held))
             raise UserError(
