@@ -8,7 +8,7 @@ Trains a plain network on CIFAR-10 and exports it: that is the known one. Then t
 squares as a plain network and as a resizable one, which is calibrated; evaluates both, and writes
 a JSON file and a table.
 
---scenes        a folder of train, val and test, each with images/*.jpg and labels/*.png of CamVid
+--scenes        a folder of train and test, each with images/*.jpg and labels/*.png of CamVid
 --data_dir      a prepared TFDS data_dir with cifar10
 --known_epochs  of the plain network on CIFAR-10 (default: 0.5)
 --epochs        on the squares (default: 4)
@@ -53,6 +53,8 @@ CLASSES = {0: "sky", 1: "building", 3: "road", 4: "pavement", 5: "tree", 8: "car
 SIDE, COVERED = 80, 0.6
 """Of a square, in pixels; and the least share of it that one label has, after which it is named."""
 
+SPLITS = ("train", "test")
+
 DATA, SIZE = "scenes", 64
 
 STEADY = trained.STEADY | {"data.image_size": SIZE}
@@ -87,8 +89,11 @@ def parse(argv: list[str]) -> flags.FlagValues:
     flags.DEFINE_float("epochs", 4.0, "", lower_bound=1e-3, flag_values=values)
     results.define_flags(values, "finetune")
     timing.parse_flags(values, argv, __doc__ or "")
-    if not (pathlib.Path(values.scenes) / "train" / "images").is_dir() or not values.scenes:
-        raise UserError(f"--scenes is {values.scenes!r}; expected a folder with train/images.")
+    expected = [f"{split}/{kind}" for split in SPLITS for kind in ("images", "labels")]
+    if not all((pathlib.Path(values.scenes) / folder).is_dir() for folder in expected):
+        raise UserError(
+            f"--scenes is {values.scenes!r}; expected a folder with {', '.join(expected)}."
+        )
     if not values.data_dir:
         raise UserError("--data_dir is missing; name a prepared TFDS data_dir with cifar10.")
     return values
@@ -98,12 +103,12 @@ def prepare(scenes: pathlib.Path, workdir: pathlib.Path) -> pathlib.Path:
     """A TFDS data_dir of the squares, made once, as docs/own_data.md says.
 
     Raises:
-      UserError: the script of the docs failed, and has said why.
+      UserError: an image has no labels that fit; the script of the docs failed, and has said why.
     """
     images, done = workdir / "images", workdir / "tfds" / "prepared"
     if done.exists():
         return done.parent
-    for split in ("train", "test"):
+    for split in SPLITS:
         for path in tqdm(sorted((scenes / split / "images").glob("*.jpg")), desc=split):
             _cut(path, scenes / split / "labels" / f"{path.stem}.png", images / split)
     document = (trained.ROOT / "docs" / "own_data.md").read_text()
@@ -116,8 +121,16 @@ def prepare(scenes: pathlib.Path, workdir: pathlib.Path) -> pathlib.Path:
 
 
 def _cut(image: pathlib.Path, label: pathlib.Path, folder: pathlib.Path) -> None:
-    """Writes the squares of an image that one of the classes covers."""
+    """Writes the squares of an image that one of the classes covers.
+
+    Raises:
+      UserError: the image has no labels, or labels of another size.
+    """
+    if not label.exists():
+        raise UserError(f"{image} has no labels; expected {label}.")
     pixels, named = Image.open(image), np.asarray(Image.open(label))
+    if named.shape != (pixels.height, pixels.width):
+        raise UserError(f"{label} has the shape {named.shape}, and its image another.")
     for top in range(0, named.shape[0] - SIDE + 1, SIDE):
         for left in range(0, named.shape[1] - SIDE + 1, SIDE):
             square = named[top : top + SIDE, left : left + SIDE]
@@ -190,7 +203,7 @@ def show(record: results.Row, path: pathlib.Path) -> list[pathlib.Path]:
     """Prints the table; the record is all that is written."""
     table = Table(box=box.HORIZONTALS)
     for column in ("network", "calibration", "S", "FLOPs, %", "top-1, %", "paths", "images/s"):
-        table.add_column(column, justify="left" if column in ("network",) else "right")
+        table.add_column(column, justify="left" if column == "network" else "right")
     for row in record["rows"]:
         table.add_row(
             row["group"], row["calibration"], f"{row['scale']:g}",

@@ -70,12 +70,21 @@ def test_both_networks_are_tuned_as_long_from_one_file(tmp_path):
 
 
 def scenes_of(folder: pathlib.Path) -> pathlib.Path:
-    (folder / "scenes/train/images").mkdir(parents=True)
+    for split in ("train", "test"):
+        for kind in ("images", "labels"):
+            (folder / "scenes" / split / kind).mkdir(parents=True)
     return folder / "scenes"
 
 
 def test_what_is_missing_is_one_sentence(tmp_path):
-    with pytest.raises(UserError, match="--scenes is ''; expected a folder with train/images"):
+    with pytest.raises(UserError, match="--scenes is ''; expected a folder with train/images, "):
         finetune.parse(["finetune.py"])
     with pytest.raises(UserError, match="--data_dir is missing; name a prepared TFDS data_dir"):
         finetune.parse(["finetune.py", f"--scenes={scenes_of(tmp_path)}"])
+    image, label = (tmp_path / f"scenes/train/{name}" for name in ("images/a.jpg", "labels/a.png"))
+    Image.new("RGB", (90, 80)).save(image)
+    with pytest.raises(UserError, match=r"a.jpg has no labels; expected .*a.png"):
+        finetune.prepare(tmp_path / "scenes", tmp_path)
+    Image.new("L", (90, 90)).save(label)
+    with pytest.raises(UserError, match=r"a.png has the shape \(90, 90\), and its image another"):
+        finetune.prepare(tmp_path / "scenes", tmp_path)

@@ -208,6 +208,7 @@ def test_what_is_whole_is_read(calibrated, tmp_path):
 def test_what_is_no_calibration_is_one_sentence(content, calibrated, tmp_path):
     workdir = shutil.copytree(calibrated[0], tmp_path / "run")
     step = load_network(workdir).meta.step
+    (workdir / "checkpoints" / str(step) / "checksums.json").unlink()
     (workdir / "checkpoints" / str(step) / kept.FILE).write_text(content)
     with pytest.raises(UserError, match="is not a calibration: remove it, or run urnet calibrate"):
         kept.read(workdir, step)
@@ -218,7 +219,7 @@ def test_a_calibration_that_is_lost_or_damaged_costs_nothing_else(calibrated, tm
     step = load_network(workdir).meta.step
     path = workdir / "checkpoints" / str(step) / kept.FILE
     path.write_text(path.read_text().replace("0.2", "0.3"))
-    with pytest.raises(UserError, match="is not a calibration: remove it, or run urnet calibrate"):
+    with pytest.raises(UserError, match="is not as it was written: remove it, or run urnet cal"):
         inspection.load(workdir)
     assert inspection.load(workdir, calibrated=False).meta.step == step
     again = calibrate_workdir(workdir, scales=(0.5,), images=50, progress=False)

@@ -42,6 +42,16 @@ def test_runs_from_before_there_was_a_section_init_still_load(run, tmp_path):
         assert_identical(held, tensors)
 
 
+def test_an_export_speaks_of_gates_where_there_are_some(tiny, tmp_path, capsys):
+    fields = {"model.gated": False, "model.gate_prior": 20.0, "scale.of": "flops",
+              "pretrain.epochs": 0.1, "joint.epochs": 0.0}  # fmt: skip
+    loop.train_and_evaluate(tiny(fields), tmp_path / "run")
+    capsys.readouterr()
+    export_workdir(tmp_path / "run", tmp_path / "x.safetensors", "newest")
+    printed = capsys.readouterr().out
+    assert "plain ResNet-8" in printed and "Its gates" not in printed
+
+
 def test_init_is_refused_before_anything_is_made(tiny, tmp_path):
     def refusal(fields: dict[str, Any]) -> str:
         with pytest.raises(UserError) as error:

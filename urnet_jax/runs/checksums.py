@@ -68,7 +68,7 @@ def is_as_written(path: epath.Path) -> bool:
     """Whether a file of a folder is what was recorded; True where nothing was."""
     record = path.parent / FILE
     sums = json.loads(record.read_text()) if record.exists() else {}
-    return zlib.crc32(path.read_bytes()) == sums.get(path.name, zlib.crc32(path.read_bytes()))
+    return path.name not in sums or sums[path.name] == zlib.crc32(path.read_bytes())
 
 
 def _files(folder: epath.Path) -> Iterator[epath.Path]:

@@ -49,13 +49,15 @@ def from_file(path: epath.Path, make: Callable[..., Record], what: str) -> Recor
       what: the record is called in an error.
 
     Raises:
-      UserError: the file is not one.
+      UserError: the file is not one, or is not as it was written.
     """
     if not path.exists():
         return None
+    if not checksums.is_as_written(path):
+        raise UserError(
+            f"{path} is not as it was written: remove it, or run urnet calibrate again."
+        )
     try:
-        if not checksums.is_as_written(path):
-            raise ValueError("it is not as it was written")
         return make(**{name: _frozen(x) for name, x in json.loads(path.read_text()).items()})
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(

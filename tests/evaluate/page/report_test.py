@@ -20,6 +20,7 @@ from urnet_jax.evaluate import evaluation, inspection, job, plots
 from urnet_jax.evaluate import run as run_lib
 from urnet_jax.evaluate.evaluation import Evaluation
 from urnet_jax.evaluate.page import pieces
+from urnet_jax.runs.calibration import Calibration
 
 FILES = ["eval.csv", "eval.json", "eval_samples.npz", "top1_vs_flops.png", "block_usage.png"]
 
@@ -59,6 +60,22 @@ def varied(run) -> str:
         *(f"class of many words {i}" for i in range(9)),
     )
     return page_of(run, dataclasses.replace(split, class_names=names), made)
+
+
+@pytest.mark.parametrize(
+    ("of", "calibration", "share"),
+    [
+        ("blocks", None, "blocks"), ("flops", None, "FLOPs"),
+        ("blocks", Calibration((0.2, 1.0), (0.0, 0.0), (), (), (), 1, 1), "FLOPs"),
+    ],
+)  # fmt: skip
+def test_it_says_what_s_is_a_share_of(run, of, calibration, share):
+    split, made = made_up(run, drawn(100))
+    config = run.config.copy_and_resolve_references()
+    config.scale.of = of
+    meta = dataclasses.replace(run.meta, config=config)
+    page = page_of(dataclasses.replace(run, meta=meta, calibration=calibration), split, made)
+    assert f"S asks for about that share of the {share}." in page
 
 
 def test_page_is_well_formed_and_says_what_it_is(written, read, folder):
