@@ -15,6 +15,14 @@ import numpy as np
 FLAGS = ("--port=0", "--batch_sizes=1,4,16", "--deadline_ms=60000", "--name=digits")
 
 
+class CutShort(Exception):
+    """An answer whose status came, and not all of its body."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"Of an answer of status {status} not all came.")
+        self.status = status
+
+
 class Server:
     """A server that runs, and its address."""
 
@@ -34,15 +42,24 @@ class Server:
     def ask(
         self, path: str, content: Any = None, method: str = "", headers: Any = None
     ) -> tuple[int, Any, dict[str, str]]:
-        """Status, the body as JSON where it is that, and headers."""
+        """Status, the body as JSON where it is that, and headers.
+
+        Raises:
+          CutShort: the server went away within the body.
+          OSError, http.client.HTTPException: there was no answer.
+        """
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
         if content is not None and not isinstance(content, bytes):
             content = json.dumps(content).encode()
         method = method or ("GET" if content is None else "POST")
         connection.request(method, path, content, headers or {})
         response = connection.getresponse()
-        found = response.read()
-        connection.close()
+        try:
+            found = response.read()
+        except (http.client.IncompleteRead, ConnectionError) as error:
+            raise CutShort(response.status) from error
+        finally:
+            connection.close()
         is_json = response.headers["content-type"] == "application/json"
         told = {name.lower(): value for name, value in response.headers.items()}
         return response.status, json.loads(found) if is_json else found, told

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from helpers.serve_process import Server, request
+from helpers.serve_process import CutShort, Server, request
 from urnet_jax.errors import UserError
 
 pytest.importorskip("ray")
@@ -68,7 +68,7 @@ class Senders:
         while not self._stopping.is_set():
             try:
                 self.statuses[self._server.ask(INFER, self._asked)[0]] += 1
-            except (OSError, http.client.HTTPException) as error:
+            except (CutShort, OSError, http.client.HTTPException) as error:
                 self.errors.append(error)
                 return
 
@@ -184,7 +184,10 @@ def test_a_stop_answers_what_was_taken(server, images):
     assert code == 0 and printed.endswith("Stopped.\n")
     # Whoever comes while it ends is told so; later there is nobody.
     assert set(senders.statuses) <= {200, 404, 503}
-    assert all(isinstance(error, ConnectionError) for error in senders.errors), senders.errors
+    for error in senders.errors:
+        # Of answers, only Ray's own, to those who came too late, may be cut by its end.
+        refused = isinstance(error, CutShort) and error.status in {404, 503}
+        assert refused or isinstance(error, ConnectionError), error
 
 
 def test_arguments_of_a_configuration_file(measured):

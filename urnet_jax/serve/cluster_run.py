@@ -40,6 +40,9 @@ CHECK_S = 600
 POLL_S = 0.1
 """How often signals are looked for."""
 
+PASS_ON_S = 0.5
+"""In which a proxy has written out what the last replica answered, before it is killed."""
+
 
 def run(options: Options, *, host: str, port: int, replicas: int) -> None:
     """Serves by several replicas until SIGTERM or Ctrl-C; SIGHUP takes the newest checkpoint.
@@ -197,4 +200,5 @@ def _end(name: str, options: Options) -> None:
         while name in serve.status().applications and time.monotonic() < until:
             time.sleep(POLL_S)
         if not serve.status().applications:
+            time.sleep(PASS_ON_S)
             serve.shutdown()
