@@ -10,11 +10,12 @@ r"""A known network is taught classes of your own and a user's S: a ResNet-18 on
 makes way for one of N classes. NAME and DIR are your dataset, see docs/own_data.md. Another depth
 is --config.model.depth=50, images that are smaller --config.data.image_size=64.
 
-Hardware: two CPU cores at 64 px, an accelerator at 224. Time: about a second a step at 64 px, batch
-64, on one core, beside other work. Expected: hangs on your data. Tried with --config.joint.epochs=4
-on 4,607 crops of street scenes in 7 classes, from a network that had seen CIFAR-10 (JPEG) for 300
-steps: top-1 of 62.6, 66.5 and 67.7 % on 1,750 others at S = 0.3, 0.5 and 1, with 36, 49 and 100 %
-of the FLOPs, not calibrated.
+Hardware: two CPU cores at 64 px, an accelerator at 224. Time: 1.1 s a step at 64 px, batch 64, on
+two cores. Expected: hangs on your data. `benchmarks/finetune.py` tries it: with
+--config.joint.epochs=4 on 5,987 squares of street scenes (CamVid) in 6 classes, from a network that
+had seen CIFAR-10 (JPEG) for half an epoch, top-1 of 71.7, 79.4, 79.9, 80.6, 80.4 and 82.5 % on
+3,729 others at S = 0.3, 0.4, 0.5, 0.6, 0.8 and 1, calibrated, each within 1.0 point of S; the
+plain network, tuned as long, has 83.1 %. Not calibrated, the share is up to 6.3 points from S.
 """
 
 import ml_collections
