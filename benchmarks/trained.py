@@ -19,6 +19,8 @@ from urnet_jax.phases import PHASES
 from urnet_jax.train.interruption import EXIT_CODES
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+SAVED = "what was in training has saved, and the same command goes on."
+
 SETTINGS = "paper.json"
 """In a run's workdir: what it was made with."""
 
@@ -63,10 +65,10 @@ def settings_of(config: str, fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def seeds_of(text: str) -> list[int]:
-    """The numbers of --seeds; a UserError if one is none."""
+    """The numbers of --seeds, each once; a UserError if one is none."""
     if not all(part.isdecimal() for part in text.split(",")):
         raise UserError(f"--seeds is {text!r}; expected whole numbers separated by commas.")
-    return [int(part) for part in text.split(",")]
+    return list(dict.fromkeys(int(part) for part in text.split(",")))
 
 
 def same_settings(held: dict[str, Any], asked: dict[str, Any]) -> bool:
@@ -170,17 +172,14 @@ def run(command: str, *arguments: str, deadline: float) -> None:
     except subprocess.TimeoutExpired:
         process.terminate()
         process.wait()
-        code = EXIT_CODES["SIGTERM"]
+        raise Stopped(f"--time_limit_s is over: {SAVED}", EXIT_CODES["SIGTERM"]) from None
     except KeyboardInterrupt:
         process.wait()  # It has had the Ctrl-C too, and saves.
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
     if code in (EXIT_CODES["SIGTERM"], -signal.SIGTERM):
-        raise Stopped(
-            "Stopped, by --time_limit_s or a signal: what was in training has saved, and the same "
-            "command goes on.", EXIT_CODES["SIGTERM"],
-        )  # fmt: skip
+        raise Stopped(f"Stopped by a signal: {SAVED}", EXIT_CODES["SIGTERM"])
     if code:
         raise UserError(f"urnet {command} ended with {code}, for the reason that it says above.")
 
@@ -208,6 +207,9 @@ def record(
         if path.exists():
             write(json.loads(path.read_text()) | about, path)
         raise
+    asked = {name for name, _, _ in groups}
+    if others := [g["group"] for g in found["groups"] if g["group"] not in asked]:
+        print(f"Also in the record, by earlier commands: {'; '.join(others)}.")
     for written in write(found, path):
         print(written)
 

@@ -142,12 +142,13 @@ def test_json_that_is_no_config(text: str):
                                          "expected one of none, random_resized_crop."),
         ({"data__name": "cifr100"}, "data.name is 'cifr100'; expected one of digits, cifar10, "
                                     "cifar100, imagenet2012 (the nearest is cifar100), or the name "
-                                    "of a prepared dataset of your own, with data.num_classes set "
-                                    "to how many classes it has."),
+                                    "of a prepared dataset of your own, with data.num_classes, "
+                                    "which is 0, set to how many classes it has."),
         ({"data__name": "", "data__num_classes": 5}, "data.name is ''; expected one of digits, "
                                     "cifar10, cifar100, imagenet2012 (the nearest is "
                                     "imagenet2012), or the name of a prepared dataset of your own, "
-                                    "with data.num_classes set to how many classes it has."),
+                                    "with data.num_classes, which is 5, set to how many classes it "
+                                    "has."),
         ({"data__num_classes": 7}, "data.num_classes is 7; digits has 10 classes: set it to 10, or "
                                    "to 0 for the dataset's own number."),
         ({"data__num_classes": -1}, "data.num_classes is -1; expected a whole number of at least "

@@ -83,7 +83,7 @@ def stopped_after(step: int, row: pathlib.Path, *arguments: str) -> str:
         process.terminate()
         printed, errors = process.communicate(timeout=120)
     assert process.returncode == 75, errors
-    assert "Stopped, by --time_limit_s or a signal" in errors
+    assert "Stopped by a signal: what was in training has saved" in errors
     return printed
 
 
@@ -107,7 +107,7 @@ def test_a_row_that_is_stopped_goes_on_elsewhere(tmp_path: pathlib.Path):
     assert "base: measured already" in anew.stdout and "| urnet |" in anew.stdout
     assert checkpoint.steps(tmp_path / "anew/base") == [67]
     over = run(tmp_path, "--workdir=late", "--output=recorded", "--fresh", "--time_limit_s=1")
-    assert over.returncode == 75 and "Stopped, by --time_limit_s" in over.stderr, over.stderr
+    assert over.returncode == 75 and "--time_limit_s is over: what" in over.stderr, over.stderr
 
 
 @pytest.mark.parametrize(

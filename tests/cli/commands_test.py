@@ -27,8 +27,8 @@ TRAIN = [
                           "unreadable."),
     (["--config.data.name=cifr10"], "data.name is 'cifr10'; expected one of digits, cifar10, "
                                     "cifar100, imagenet2012 (the nearest is cifar10), or the name "
-                                    "of a prepared dataset of your own, with data.num_classes set "
-                                    "to how many classes it has."),
+                                    "of a prepared dataset of your own, with data.num_classes, "
+                                    "which is 0, set to how many classes it has."),
     (["--config.data.augment=random_resized_crop"], "data.augment is 'random_resized_crop'; with "
                                                     "data.name 'digits' expected one of none, "
                                                     "crop, crop_flip."),

@@ -40,6 +40,14 @@ def own(tmp_path_factory) -> Any:
     command = [sys.executable, "prepare.py", "images", "tfds", "mydigits"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
     assert done.stdout.splitlines()[-1] == "mydigits has 10 classes.", done.stderr
+    wrong = subprocess.run(
+        [*command[:2], "none", *command[3:]], cwd=folder, capture_output=True, text=True,
+        timeout=120,
+    )  # fmt: skip
+    assert wrong.returncode == 1 and wrong.stderr.splitlines() == [
+        "python prepare.py IMAGES DATA_DIR NAME: makes a TFDS dataset of IMAGES/SPLIT/CLASS/FILE.",
+        "IMAGES has to hold a folder train.",
+    ]
     return section(name="mydigits", num_classes=10, dir=str(folder / "tfds"), batch_size=30)
 
 

@@ -235,7 +235,9 @@ def test_a_plain_network_has_nothing_to_calibrate(tiny, tmp_path):
         calibrate_workdir(tmp_path / "run")
 
 
-def test_the_command_prints_a_table_and_refuses_what_it_cannot_use(finished, tmp_path):
+def test_the_command_prints_a_table_and_refuses_what_it_cannot_use(
+    finished, tiny, tmp_path, capsys
+):
     workdir = shutil.copytree(finished, tmp_path / "run")
     command = [sys.executable, "-m", "urnet_jax", "calibrate", f"--workdir={workdir}"]
     asked = [*command, "--images=50", "--scales=0.4,1"]
@@ -252,7 +254,10 @@ def test_the_command_prints_a_table_and_refuses_what_it_cannot_use(finished, tmp
         [*asked, "--batch_sizes=none"], capture_output=True, text=True, timeout=300
     )
     assert done.stdout.splitlines()[-1] == calibration
+    assert "Removed the times that were measured: they were of the offsets before." in done.stdout
     assert not pathlib.Path(profile).exists()  # It was of the calibration before.
+    loop.train_and_evaluate(tiny(), workdir)
+    assert "Its calibration is of that step alone" in capsys.readouterr().out
     for flag, sentence in (
         ("--images=0", "--images is '0'"),
         ("--scales=2", "--scales is '2'; expected numbers from 0 to 1"),

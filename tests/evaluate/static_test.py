@@ -35,7 +35,7 @@ def test_points_are_means_over_the_runs_of_a_network(plain):
     records = {path.parent.name: json.loads(path.read_text()) for path in plain.rglob("eval.json")}
     found = static.read([plain], dataset="digits", split="test")
     assert list(found["network"]) == ["ResNet-14", "ResNet-8"]
-    assert list(found["runs"]) == [1, 2]
+    assert list(found["runs"]) == [1, 2] and list(found["steps"]) == ["11", "11"]
     tops = {name: record["rows"][0]["top1_percent"] for name, record in records.items()}
     mean = np.mean([tops[name] for name in TWICE])
     np.testing.assert_allclose(found["top1_percent"], [tops["narrow"], mean])
@@ -55,6 +55,7 @@ def test_comparison_is_between_the_networks_own_points():
     line = pd.DataFrame({
         "network": ["a", "b", "c", "d"], "flops": [5.0, 10.0, 15.0, 39.0],
         "top1_percent": [50.0, 71.0, 74.5, 91.0], "runs": [1, 1, 3, 1],
+        "steps": ["9", "9", "9", "9"],
     })  # fmt: skip
     found = static.compare(own, line)
     np.testing.assert_allclose(found["resizable_percent"], [np.nan, 70, 75, 90])
@@ -69,6 +70,8 @@ def test_comparison_is_between_the_networks_own_points():
         "c: 74.50 %, the mean of 3 runs, at 37.5 % of the FLOPs; this network there: 75.00 %, "
         "+0.50 points."
     )
+    unlike = static.sentences(found.assign(steps="3 to 9"))[2]
+    assert "the mean of 3 runs of 3 to 9 steps, at 37.5 %" in unlike
 
 
 def test_evaluation_and_page_show_the_line(finished, plain, tmp_path, capsys):

@@ -167,9 +167,14 @@ def test_a_plain_network_begins_from_a_gated_run(finished, tiny):
 def test_a_run_goes_on_without_the_run_that_a_phase_behind_it_began_from(
     finished, tiny, tmp_path, capsys
 ):
-    workdir = pathlib.Path(shutil.copytree(finished, tmp_path / "run"))
-    loop.train_and_evaluate(tiny({"pretrain.init_from": "gone"}), workdir)
-    assert "Phase joint is finished." in capsys.readouterr().out
+    source = pathlib.Path(shutil.copytree(finished, tmp_path / "gone"))
+    short = {"pretrain.epochs": 0.1, "gates.epochs": 0.0, "joint.epochs": 0.0}
+    config = tiny(short | {"pretrain.init_from": str(source)})
+    loop.train_and_evaluate(config, tmp_path / "run")
+    shutil.rmtree(source)
+    capsys.readouterr()
+    loop.train_and_evaluate(config, tmp_path / "run")
+    assert "Phase pretrain is finished." in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,3 @@
-import threading
 import time
 
 import jax.numpy as jnp
@@ -7,7 +6,7 @@ import pytest
 from urnet_jax.runs import writers
 from urnet_jax.runs.writers import MetricWriter
 from urnet_jax.train.metrics import TrainMetrics
-from urnet_jax.train.progress import PhaseProgress, compiling, telling
+from urnet_jax.train.progress import PhaseProgress
 
 
 def step_metrics(loss: float, correct: list[float]) -> TrainMetrics:
@@ -91,31 +90,3 @@ def test_an_error_ends_a_phase_without_further_lines(begin, tmp_path):
         progress.add(1, 1, step_metrics(1.0, [0.0, 1.0]))
         raise KeyError
     assert writers.read(tmp_path) == []
-
-
-def test_a_long_compilation_is_spoken_of_and_how_long_it_took(capsys):
-    printed, deadline = "", time.monotonic() + 60
-    with compiling("the step", slow_s=0.0):
-        while "\n" not in printed and time.monotonic() < deadline:
-            printed += capsys.readouterr().out
-    assert printed == "Compiling the step (a minute or more for deep networks) ...\n"
-    after = capsys.readouterr().out
-    assert after.startswith("Compiled the step in ") and after.endswith(" s.\n")
-
-
-def test_a_short_compilation_is_not_spoken_of_and_leaves_no_thread(capsys):
-    before, seen = threading.enumerate(), []
-
-    def step(number: int) -> int:
-        seen.append(set(threading.enumerate()) - set(before))
-        return number + 1
-
-    told = telling(step, "the step", slow_s=3600.0)
-    assert (told(1), told(2)) == (2, 3)
-    # Only the first call compiles.
-    assert [len(threads) for threads in seen] == [1, 0]
-    assert threading.enumerate() == before
-    with pytest.raises(ZeroDivisionError):
-        telling(lambda: 1 // 0, "the step", slow_s=3600.0)()
-    assert threading.enumerate() == before
-    assert capsys.readouterr().out == ""

@@ -89,6 +89,24 @@ def test_another_optimiser_is_refused_within_a_phase(finished, tiny):
     )
 
 
+def test_a_run_that_has_begun_does_not_begin_from_other_weights(finished, tiny):
+    for fields, said in [
+        ({"init.from": "other.pth"}, "init.from '', and the config asks for 'other.pth'"),
+        ({"init.head": "new"}, "init.head 'kept', and the config asks for 'new'"),
+        ({"joint.init_from": "runs/x"}, "joint.init_from '', and the config asks for 'runs/x'"),
+    ]:
+        config = tiny(fields)
+        with pytest.raises(UserError, match=f"run that began with {said}, from which"):
+            resume.check_workdir(finished, config)
+
+
+def test_what_a_run_began_from_may_be_moved(workdir, newest, tiny):
+    meta = checkpoint.read_meta(workdir, 29)
+    meta = dataclasses.replace(meta, config=tiny({"joint.init_from": "then/plain"}))
+    checksums.replace_file(epath.Path(newest), "meta/metadata", json.dumps(meta.to_json()))
+    assert resume.check_workdir(workdir, tiny({"joint.init_from": "now/plain"})) is not None
+
+
 def test_init_from_must_be_a_run_of_the_same_network(finished, tiny, tmp_path):
     with pytest.raises(UserError) as error:
         resume.check_init_from(tiny({"gates.init_from": str(tmp_path)}), "gates")

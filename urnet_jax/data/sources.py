@@ -56,7 +56,7 @@ def dataset(data: Any) -> Dataset:
         raise UserError(
             f"data.name is {data.name!r}; expected one of {', '.join(DATASETS)} (the nearest is "
             f"{_nearest(data.name, cutoff=0.0)}), or the name of a prepared dataset of your own, "
-            "with data.num_classes set to how many classes it has."
+            f"with data.num_classes, which is {num_classes}, set to how many classes it has."
         )
     if num_classes not in (0, known.num_classes):
         raise UserError(

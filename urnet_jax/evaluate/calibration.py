@@ -24,10 +24,12 @@ from urnet_jax.errors import UserError
 from urnet_jax.evaluate import inspection
 from urnet_jax.evaluate.evaluation import check_scales, evaluate
 from urnet_jax.evaluate.run import Run
+from urnet_jax.evaluate.step import EvalStep
 from urnet_jax.runs import calibration, profile
 from urnet_jax.runs.calibration import Calibration
 from urnet_jax.streams import Stream
 from urnet_jax.version import __version__
+from urnet_jax.xla.telling import telling
 
 GRID = tuple(round(0.05 * n, 2) for n in range(1, 21))
 """Scales that are calibrated by default, beside the config's `eval.scales`; without those below
@@ -88,7 +90,8 @@ def calibrate_workdir(
     fitted, unseen = halves(run, images)
     found = fit(run, grid, fitted, unseen, progress=progress)
     path = calibration.write(workdir, run.meta.step, found)
-    profile.remove(workdir, run.meta.step)  # It was of the network with the offsets before.
+    if profile.remove(workdir, run.meta.step):
+        print("Removed the times that were measured: they were of the offsets before.")
     _show(run, found)
     print(path)
     return found
@@ -107,12 +110,13 @@ def fit(
       progress: shows a progress bar on stderr if that is a terminal.
     """
     hidden = None if progress else True
+    step = telling(run.eval_step, "the evaluation") if progress else run.eval_step
     with tqdm(total=len(scales), desc="calibrate", unit="S", disable=hidden, leave=False) as bar:
 
         def shares(asked: Shares, offsets: Shares, split: Split = fitted) -> Shares:
             if split is fitted:  # The others are met.
                 bar.update(len(scales) - len(asked) - bar.n)
-            return _shares(run, asked.tolist(), offsets.tolist(), split)
+            return _shares(run, step, asked.tolist(), offsets.tolist(), split)
 
         reach = REACH + float(getattr(run.arch, "gate_prior", 0.0))
         offsets, found, before = bisected(shares, np.array(scales), reach, _least(run))
@@ -183,11 +187,13 @@ def bisected(
     return best, found, before
 
 
-def _shares(run: Run, scales: Sequence[float], offsets: Sequence[float], split: Split) -> Shares:
+def _shares(
+    run: Run, step: EvalStep, scales: Sequence[float], offsets: Sequence[float], split: Split
+) -> Shares:
     """The mean share of FLOPs at each S with its offset."""
     given = Calibration(tuple(scales), tuple(offsets), (), (), (), 0, 0)
     evaluation = evaluate(
-        run.eval_step, *run.variables, split, run.config, scales,
+        step, *run.variables, split, run.config, scales,
         min(run.config.eval.batch_size, split.num_examples), progress=False, mesh=run.mesh,
         offset=given.offset,
     )  # fmt: skip

@@ -24,6 +24,7 @@ from urnet_jax.nets.mode import Execution, Mode
 from urnet_jax.phases import PHASES
 from urnet_jax.runs import calibration, writers
 from urnet_jax.runs.load import load_network
+from urnet_jax.xla.telling import telling
 
 
 def evaluate_workdir(
@@ -114,10 +115,12 @@ def _evaluated(
 ) -> tuple[Evaluation, Execution]:
     """The evaluation, and the execution that batches of this size have on one device."""
     size = min(batch_size or run.config.eval.batch_size, split.num_examples)
+    step = telling(
+        make_eval_step(run.config, run.meta.phase, execution, run.mesh), "the evaluation"
+    )
     evaluation = evaluate(
-        make_eval_step(run.config, run.meta.phase, execution, run.mesh), *run.variables, split,
-        run.config, grid, size, mesh=run.mesh, offset=run.offset,
-    )  # fmt: skip
+        step, *run.variables, split, run.config, grid, size, mesh=run.mesh, offset=run.offset
+    )
     share = -(-size // jax.local_device_count())
     return evaluation, choose(run.arch, Mode(execution=execution), share).execution
 

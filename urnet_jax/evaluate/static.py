@@ -20,8 +20,8 @@ FILE = "eval.json"
 def read(folders: Sequence[epath.PathLike], *, dataset: str, split: str) -> pd.DataFrame:
     """Plain networks by cost, from the `eval.json` of some folders, or of the folders in those.
 
-    Columns: `network`, `flops` of an image, `top1_percent`, and `runs`, over which of one name and
-    cost these are means.
+    Columns: `network`, `flops` of an image, `top1_percent`, `runs`, over which of one name and cost
+    these are means, and `steps`, after how many, as `6250` or `374 to 6250`.
 
     Args:
       folders: of evaluated runs, or that hold such folders.
@@ -32,9 +32,11 @@ def read(folders: Sequence[epath.PathLike], *, dataset: str, split: str) -> pd.D
       UserError: a folder holds no evaluation, or one of another kind, dataset or split.
     """
     found = [_point(path, dataset, split) for folder in folders for path in _files(folder)]
-    table = pd.DataFrame(found, columns=["network", "flops", "top1_percent"])
-    grouped: Any = table.groupby(["flops", "network"])["top1_percent"]
-    return grouped.agg(top1_percent="mean", runs="size").reset_index()
+    table = pd.DataFrame(found, columns=["network", "flops", "top1_percent", "step"])
+    grouped: Any = table.groupby(["flops", "network"])
+    return grouped.agg(
+        top1_percent=("top1_percent", "mean"), runs=("step", "size"), steps=("step", _lengths)
+    ).reset_index()
 
 
 def compare(summary: pd.DataFrame, static: pd.DataFrame) -> pd.DataFrame:
@@ -70,13 +72,20 @@ def sentences(compared: pd.DataFrame) -> list[str]:
 
 def _sentence(row: Any) -> str:
     runs = f", the mean of {row.runs} runs" if row.runs > 1 else ""
-    said = f"{row.network}: {row.top1_percent:.2f} %{runs}, at {100 * row.flops_share:.1f} %"
+    unlike = f" of {row.steps} steps" if " to " in row.steps else ""
+    said = f"{row.network}: {row.top1_percent:.2f} %{runs}{unlike}, "
+    said += f"at {100 * row.flops_share:.1f} %"
     if np.isnan(row.over):
         return f"{said} of the FLOPs; this network was not evaluated at that cost."
     return (
         f"{said} of the FLOPs; this network there: {row.resizable_percent:.2f} %, "
         f"{row.over:+.2f} points."
     )
+
+
+def _lengths(steps: pd.Series) -> str:
+    low, high = steps.min(), steps.max()
+    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def _files(folder: epath.PathLike) -> list[epath.Path]:
@@ -91,14 +100,14 @@ def _files(folder: epath.PathLike) -> list[epath.Path]:
     return files
 
 
-def _point(path: epath.Path, dataset: str, split: str) -> tuple[str, float, float]:
-    """What an evaluation says of a plain network: its name, FLOPs and top-1."""
+def _point(path: epath.Path, dataset: str, split: str) -> tuple[str, float, float, int]:
+    """What an evaluation says of a plain network: its name, FLOPs, top-1 and steps."""
     try:
         record: Mapping[str, Any] = json.loads(path.read_text())
         of = record["dataset"], record["split"]
         rows, about = record["rows"], record["architecture"]
         point = record.get("network", path.parent.name), rows[0]["flops_mean"]
-        top1 = float(rows[0]["top1_percent"])
+        top1, step = float(rows[0]["top1_percent"]), int(record["step"])
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise UserError(f"{path} is not an evaluation by evaluate.py: leave it out.") from error
     # In phase pretrain gates are not used.
@@ -111,4 +120,4 @@ def _point(path: epath.Path, dataset: str, split: str) -> tuple[str, float, floa
             f"--static names {path}, which is of {' '.join(of)}, and this evaluation is of "
             f"{dataset} {split}: name one of the same images."
         )
-    return str(point[0]), float(point[1]), top1
+    return str(point[0]), float(point[1]), top1, step

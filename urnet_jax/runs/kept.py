@@ -27,11 +27,13 @@ def write(workdir: epath.PathLike, step: int, file: str, record: Any) -> epath.P
     return path
 
 
-def remove(workdir: epath.PathLike, step: int, file: str) -> None:
-    """Removes a record from the checkpoint's folder, where there is one."""
+def remove(workdir: epath.PathLike, step: int, file: str) -> bool:
+    """Removes a record from the checkpoint's folder; whether there was one."""
     path = path_of(workdir, step, file)
+    there = path.exists()
     with writable(path):
         checksums.remove_file(path.parent, file)
+    return there
 
 
 def path_of(workdir: epath.PathLike, step: int, file: str) -> epath.Path:

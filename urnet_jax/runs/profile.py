@@ -51,9 +51,9 @@ def write(workdir: epath.PathLike, step: int, profile: Profile) -> epath.Path:
     return kept.write(workdir, step, FILE, profile)
 
 
-def remove(workdir: epath.PathLike, step: int) -> None:
-    """Removes that of a checkpoint: a new calibration makes another network of it."""
-    kept.remove(workdir, step, FILE)
+def remove(workdir: epath.PathLike, step: int) -> bool:
+    """Removes that of a checkpoint, as a new calibration makes it another's; was there one?"""
+    return kept.remove(workdir, step, FILE)
 
 
 def read(workdir: epath.PathLike, step: int) -> Profile | None:

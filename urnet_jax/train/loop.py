@@ -26,10 +26,11 @@ from urnet_jax.runs.writers import MetricWriter
 from urnet_jax.train import averaging, feed, interruption, optimizer, resume, start
 from urnet_jax.train import state as state_lib
 from urnet_jax.train.interruption import AskedToStop
-from urnet_jax.train.progress import PhaseProgress, say, telling
+from urnet_jax.train.progress import PhaseProgress
 from urnet_jax.train.state import TrainState
 from urnet_jax.train.step import TrainStep, make_train_step
 from urnet_jax.xla import sharding
+from urnet_jax.xla.telling import say, telling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,8 +120,7 @@ def run_phases(run: Run, found: Meta | None) -> None:
         start.report_network(config, state)
     else:
         begun = found.phase
-        print(f"Going on from step {found.step}: step {found.phase_step} of phase {begun}.")
-        start.report_changes(found.config, config)
+        start.report_going_on(run.checkpointer.directory.parent, found, config)
         where = sharding.replicated(run.mesh)
         abstract = state_lib.abstract_state(config, begun, run.steps_per_epoch, where)
         state = run.checkpointer.restore_state(found.step, abstract)

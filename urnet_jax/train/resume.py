@@ -57,8 +57,8 @@ def check_workdir(workdir: epath.PathLike, config: Config) -> Meta | None:
     """What the newest whole checkpoint says, if there is one and `config` can go on from it.
 
     Raises:
-      UserError: it is of another dataset, network, batch size or seed, or of another optimiser
-        in the phase that it is in.
+      UserError: it is of another dataset, network, batch size or seed, it began from other
+        weights, or it has another optimiser in the phase that it is in.
     """
     found = newest_whole(workdir)
     if found is None:
@@ -76,6 +76,14 @@ def check_workdir(workdir: epath.PathLike, config: Config) -> Meta | None:
             raise UserError(
                 f"{where} run with {name} {before}, and the config asks for {now}, which would "
                 f"train on other examples from here on: {advice}"
+            )
+    for name in _begun_from(phase):
+        before, now = (config_lib.flatten(c)[name] for c in (found.config, config))
+        # What it began from may have been moved since, or never came along.
+        if epath.Path(before).name != epath.Path(now).name:
+            raise UserError(
+                f"{where} run that began with {name} {before!r}, and the config asks for {now!r}, "
+                f"from which it cannot begin any more: {advice}"
             )
     asked, held = config_lib.architecture(config), config_lib.architecture(found.config)
     if differing := _differences(asked, held):
@@ -96,6 +104,12 @@ def check_workdir(workdir: epath.PathLike, config: Config) -> Meta | None:
         values = " and ".join(f"{phase}.{n} {before[n]}, not {now[n]}" for n in changed)
         raise UserError(f"{where} phase that began with {values}: {advice}")
     return found
+
+
+def _begun_from(phase: str) -> list[str]:
+    """The fields that say what a run began from which is in `phase`."""
+    begun = list(PHASES)[: list(PHASES).index(phase) + 1]
+    return ["init.from", "init.head", *(f"{name}.init_from" for name in begun)]
 
 
 def check_num_examples(workdir: epath.PathLike, found: Meta, num_examples: int) -> None:

@@ -8,7 +8,7 @@ from urnet_jax import config as config_lib
 from urnet_jax.config import Config
 from urnet_jax.nets import network
 from urnet_jax.phases import PHASES
-from urnet_jax.runs import pretrained
+from urnet_jax.runs import calibration, kept, pretrained
 from urnet_jax.runs.load import load_network
 from urnet_jax.runs.meta import Meta
 from urnet_jax.train import resume
@@ -66,12 +66,16 @@ def report_network(config: Config, state: TrainState) -> None:
     count = parameter_overview.count_parameters(state.params)
     print(f"{config_lib.architecture(config).describe()}: {count:,} parameters")
     if config.init["from"]:
-        print(f"It begins with the weights of {config.init['from']}.")
+        but = ", but for its last layer" if config.init.head == "new" else ""
+        print(f"It begins with the weights of {config.init['from']}{but}.")
 
 
-def report_changes(before: Config, now: Config) -> None:
-    """Prints the fields in which a run that goes on differs from how it began."""
-    old, new = config_lib.flatten(before), config_lib.flatten(now)
+def report_going_on(workdir: epath.PathLike, found: Meta, config: Config) -> None:
+    """Prints where a run goes on, what stays behind, and in which fields it differs from before."""
+    print(f"Going on from step {found.step}: step {found.phase_step} of phase {found.phase}.")
+    if kept.path_of(workdir, found.step, calibration.FILE).exists():
+        print("Its calibration is of that step alone: calibrate again what is trained further.")
+    old, new = config_lib.flatten(found.config), config_lib.flatten(config)
     for name in new:
         if old.get(name) != new[name]:
             print(f"config.{name} was {old.get(name)!r} and is {new[name]!r} from here on.")
