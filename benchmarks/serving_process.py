@@ -1,4 +1,4 @@
-"""A server in a process of its own, and what that process holds."""
+"""A server in a process of its own, what that process holds, and requests for it."""
 
 import pathlib
 import re
@@ -6,7 +6,22 @@ import subprocess
 import sys
 from types import TracebackType
 
+import numpy as np
+
+import urnet_jax
+from benchmarks.serving_client import contents
 from urnet_jax.errors import UserError
+
+CONTENTS = 64
+"""Different requests, of images that are drawn at random; they are sent again and again."""
+
+
+def requests(workdir: str, rows: int) -> list[bytes]:
+    """Some requests as they go over the wire."""
+    shape = (CONTENTS * rows, *urnet_jax.load(workdir).image_shape)
+    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    return contents({"times": np.zeros(CONTENTS), "images": images, "rows": rows,
+                     "address": "/v2/models/m/infer", "parameters": "{}"})  # fmt: skip
 
 
 class ServerProcess:

@@ -42,19 +42,15 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-import urnet_jax
 from benchmarks import results, timing
-from benchmarks.serving_client import CONNECTIONS, LATE_S, Connection, contents
-from benchmarks.serving_process import ServerProcess
+from benchmarks.serving_client import CONNECTIONS, LATE_S, Connection
+from benchmarks.serving_process import ServerProcess, requests
 from urnet_jax.errors import UserError, told_to_the_user
 from urnet_jax.runs import export
 from urnet_jax.serve import budgets
 from urnet_jax.serve.schedule.costs import Costs
 
 PARTS = ("many", "overload", "stops")
-
-CONTENTS = 64
-"""Different requests, of images that are drawn at random; they are sent again and again."""
 
 RATIO = 10.0
 """Of the load beyond what can be carried to what can be."""
@@ -111,17 +107,9 @@ def parse(argv: list[str]) -> flags.FlagValues:
     return values
 
 
-def _requests(workdir: str, rows: int) -> list[bytes]:
-    """Some requests as they go over the wire."""
-    shape = (CONTENTS * rows, *urnet_jax.load(workdir).image_shape)
-    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    return contents({"times": np.zeros(CONTENTS), "images": images, "rows": rows,
-                     "address": "/v2/models/m/infer", "parameters": "{}"})  # fmt: skip
-
-
 def many(values: flags.FlagValues) -> tuple[list[results.Row], dict[str, str]]:
     """Requests one after another on each connection; what the process holds meanwhile."""
-    sent = _requests(values.workdir, 1)
+    sent = requests(values.workdir, 1)
     with ServerProcess.of(values.workdir) as server:
         bar = tqdm(total=values.requests, unit="request")
         found = asyncio.run(_closed_loop(server, sent, values, bar))
@@ -169,7 +157,7 @@ def overload(values: flags.FlagValues) -> tuple[list[results.Row], dict[str, str
     rng = np.random.default_rng(0)
     heavy = np.sort(rng.uniform(0, seconds, rng.poisson(load * seconds)))
     after = seconds + np.sort(rng.uniform(0, RECOVERY_S, rng.poisson(light * RECOVERY_S)))
-    sent = _requests(values.workdir, values.rows)
+    sent = requests(values.workdir, values.rows)
     with ServerProcess.of(values.workdir, f"--deadline_ms={values.deadline_ms}") as server:
         found = asyncio.run(_open_loop(server, sent, np.concatenate([heavy, after])))
     status, latency_ms, delay = found
@@ -231,7 +219,7 @@ async def _open_loop(
 def stops(values: flags.FlagValues) -> tuple[list[results.Row], dict[str, str]]:
     """SIGTERM under load; what the server says it answered, and what the sender has."""
     rows: list[results.Row] = []
-    sent = _requests(values.workdir, 1)
+    sent = requests(values.workdir, 1)
     for _ in tqdm(range(values.stops), unit="stop"):
         with ServerProcess.of(values.workdir, "--deadline_ms=60000") as server:
             received = asyncio.run(_until_stopped(server, sent, values.connections))

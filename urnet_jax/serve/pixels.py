@@ -30,8 +30,9 @@ def check(images: Any, shape: tuple[int, int, int]) -> Float32[np.ndarray, "n H 
     if array.ndim != 4 or array.shape[1:] != shape:
         raise UserError(f"images has the shape {array.shape}; expected {_expected(shape)}.")
     # JAX's bfloat16 is a floating type that NumPy does not count among its own.
-    floating = array.dtype.kind == "f" or array.dtype.name == "bfloat16"
-    if array.dtype != np.uint8 and not floating:
+    whole = array.dtype == np.uint8
+    floating = not whole and (array.dtype.kind == "f" or array.dtype.name == "bfloat16")
+    if not whole and not floating:
         raise UserError(f"images is of {array.dtype}; expected uint8 or floating-point pixels.")
     found = array.astype(np.float32)
     if floating and found.size and not (found.min() >= 0 and found.max() <= 255):

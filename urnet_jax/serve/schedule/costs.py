@@ -1,5 +1,6 @@
 """What a batch is expected to take, and an answer to be worth, at each S."""
 
+import functools
 import math
 
 import numpy as np
@@ -7,6 +8,7 @@ from jaxtyping import Float, Float64, Int
 
 from urnet_jax.errors import UserError
 from urnet_jax.runs.profile import Profile
+from urnet_jax.serve.schedule.request import Least
 
 SLOWER, FASTER = 0.3, 0.03
 """How far the correction follows a batch that took longer than expected, and one that took less:
@@ -20,6 +22,9 @@ and be fast."""
 TIME_TO_SPARE = 1e-3
 """What S = 1 is worth beyond S = 0, as a share of answers that are right: where top-1 does not rise
 with S, as on images that were learned by heart, the larger S is taken while there is time."""
+
+REMEMBERED = 4096
+"""Requests of different rows or bounds whose times are remembered, at most."""
 
 LARGEST_STEP = 4.0
 """One batch moves the correction as if it had taken at most so many times what was expected."""
@@ -51,6 +56,8 @@ class Costs:
         rising = np.maximum.accumulate(np.maximum.accumulate(table, axis=0), axis=1)
         self._seconds = dict(zip(self.batch_sizes, rising, strict=True))
         self.correction = 1.0
+        # Asked for each request that comes, most of which are alike.
+        self.least_of = functools.lru_cache(maxsize=REMEMBERED)(self._least_of)
 
     @property
     def least_scale(self) -> float:
@@ -87,7 +94,18 @@ class Costs:
 
     def alone(self, rows: int, scale: float) -> float:
         """Of a batch with one request."""
-        return float(self.seconds(np.array([float(rows)]), np.array([scale])))
+        return self.correction * self.least_of(rows, scale).alone_s
+
+    def least_s(self, size: int) -> float:
+        """Of a batch of one of `batch_sizes`, all at the smallest S."""
+        return self.correction * float(self._seconds[size][0])
+
+    def _least_of(self, rows: int, scale: float) -> Least:
+        """What a request of so many rows takes whose smallest S is `scale`."""
+        both = np.array([max(scale, self.least_scale), self.least_scale])
+        alone_s = float(self.seconds(np.array([float(rows)]), both[:1])) / self.correction
+        each, least = self.seconds_per_row(both)
+        return Least(alone_s, rows * float(each / least))
 
     def seconds_per_row(
         self, scale: Float[np.ndarray, "..."], rows: int | None = None

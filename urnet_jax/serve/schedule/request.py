@@ -1,7 +1,7 @@
 """What is asked of a server, as far as its schedule goes."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float64
@@ -28,6 +28,18 @@ class Request:
     max_scale: float = 1.0
     priority: int = 0
     payload: Any = None
+
+
+class Least(NamedTuple):
+    """What a request takes at its smallest S, before times are corrected.
+
+    Attributes:
+      alone_s: seconds, by itself.
+      rows: its share of full batches, as so many rows at the smallest S that there is.
+    """
+
+    alone_s: float
+    rows: float
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

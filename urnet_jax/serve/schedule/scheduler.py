@@ -11,8 +11,8 @@ import numpy as np
 
 from urnet_jax.serve.schedule.costs import FASTER, RELAXES_S, SLOWER, Costs
 from urnet_jax.serve.schedule.policy import Bending, Outlook, Policy
-from urnet_jax.serve.schedule.request import Batch, Request, Shed
-from urnet_jax.serve.schedule.waiting import Least, Waiting
+from urnet_jax.serve.schedule.request import Batch, Least, Request, Shed
+from urnet_jax.serve.schedule.waiting import Waiting
 
 PLANNED = 512
 """Requests that wait and are planned for, at most."""
@@ -73,7 +73,7 @@ class Scheduler:
             over = self.margin_s - self._least_margin_s
             self.margin_s = self._least_margin_s + over * math.exp(-idle_s / RELAXES_S)
             self._told = now
-        least = self._least(request)
+        least = self.costs.least_of(request.rows, request.min_scale)
         # As it was measured: what holds it up now may pass.
         allowed, shortest = request.deadline - request.arrival, least.alone_s + self._least_margin_s
         if shortest > allowed:
@@ -91,14 +91,6 @@ class Scheduler:
             raise Shed("late", "It cannot be answered before its deadline.", late)
         self.waiting.add(request, least)
 
-    def _least(self, request: Request) -> Least:
-        """What the request takes at its smallest S, before times are corrected."""
-        costs = self.costs
-        scale = max(request.min_scale, costs.least_scale)
-        per_row = costs.seconds_per_row(np.array([scale, costs.least_scale]))
-        alone_s = costs.alone(request.rows, scale) / costs.correction
-        return Least(alone_s, request.rows * float(per_row[0] / per_row[1]))
-
     def _soonest_s(self, request: Request, least: Least, now: float) -> float:
         """Seconds until its answer, all before it at their smallest S, in batches of any size."""
         place, rows = self.waiting.ahead_of(request)
@@ -110,14 +102,14 @@ class Scheduler:
         # more of them in a second.
         found = []
         for size in costs.batch_sizes:
-            per_row = float(costs.seconds_per_row(np.array(costs.least_scale), size))
-            found.append(rows * per_row + max(alone, costs.alone(size, costs.least_scale)))
+            batch_s = costs.least_s(size)
+            found.append(rows * batch_s / size + max(alone, batch_s))
         return running + min(found)
 
     def _backlog_s(self, now: float) -> float:
         """Seconds until all that wait are answered, each at its smallest S."""
-        per_row = float(self.costs.seconds_per_row(np.array(self.costs.least_scale)))
-        return max(0.0, self._busy_until - now) + per_row * self.waiting.least_rows()
+        per_row_s = self.costs.least_s(self.costs.largest) / self.costs.largest
+        return max(0.0, self._busy_until - now) + per_row_s * self.waiting.least_rows()
 
     def retry_after_s(self, now: float) -> float:
         """After which one that was given up may well be answered."""

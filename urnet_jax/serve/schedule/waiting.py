@@ -3,21 +3,8 @@
 import bisect
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
 
-from urnet_jax.serve.schedule.request import Request
-
-
-class Least(NamedTuple):
-    """What a request takes at its smallest S, before times are corrected.
-
-    Attributes:
-      alone_s: seconds, by itself.
-      rows: its share of full batches, as so many rows at the smallest S that there is.
-    """
-
-    alone_s: float
-    rows: float
+from urnet_jax.serve.schedule.request import Least, Request
 
 
 class Waiting:

@@ -74,14 +74,14 @@ class Metrics:
             self._answered(event, *what)
 
     def _answered(self, event: str, request: Any, answer: Answer) -> None:
-        latency = answer.queue_s + answer.compute_s
-        self.recent.add(event, latency, float(np.mean(answer.prediction.scale)))
+        latency, scale = answer.queue_s + answer.compute_s, float(np.mean(answer.prediction.scale))
+        self.recent.add(event, latency, scale)
         self.images.inc(request.rows)
         for histogram, seconds in (
             (self.latency, latency), (self.queue, answer.queue_s), (self.compute, answer.compute_s),
         ):  # fmt: skip
             histogram.observe(seconds)
-        self.scale.observe(float(np.mean(answer.prediction.scale)))
+        self.scale.observe(scale)
         with self._lock:
             self._seconds["queue"] += answer.queue_s
             self._seconds["compute"] += answer.compute_s
