@@ -76,7 +76,8 @@ def at_static_costs(rows: Any) -> list[str]:
     )  # fmt: skip
     beside = plain.agg(flops=("flops_share", "mean"), top1_percent=("top1", "mean"),
                        runs=("seed", "size")).reset_index().sort_values("flops")  # fmt: skip
-    return static.sentences(static.compare(summary, beside))
+    # All of one command are trained as long.
+    return static.sentences(static.compare(summary, beside.assign(steps="")))
 
 
 def plot(rows: Any, title: str) -> Figure:

@@ -25,6 +25,7 @@ import functools
 import json
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -106,8 +107,15 @@ def prepare(scenes: pathlib.Path, workdir: pathlib.Path) -> pathlib.Path:
       UserError: an image has no labels that fit; the script of the docs failed, and has said why.
     """
     images, done = workdir / "images", workdir / "tfds" / "prepared"
+    of = json.dumps({"scenes": scenes.name, "classes": CLASSES, "side": SIDE, "covered": COVERED})
+    if done.exists() and done.read_text() != of:
+        raise UserError(
+            f"{workdir} holds squares that were cut otherwise, or of other scenes: move it, or "
+            "name another --workdir."
+        )
     if done.exists():
         return done.parent
+    shutil.rmtree(images, ignore_errors=True)  # Of one that was stopped within.
     for split in SPLITS:
         for path in tqdm(sorted((scenes / split / "images").glob("*.jpg")), desc=split):
             _cut(path, scenes / split / "labels" / f"{path.stem}.png", images / split)
@@ -116,7 +124,7 @@ def prepare(scenes: pathlib.Path, workdir: pathlib.Path) -> pathlib.Path:
     ran = subprocess.run([sys.executable, "-c", script, images, done.parent, DATA], check=False)
     if ran.returncode:
         raise UserError(f"The script of docs/own_data.md ended with {ran.returncode}, see above.")
-    done.touch()
+    done.write_text(of)
     return done.parent
 
 

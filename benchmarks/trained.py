@@ -19,8 +19,6 @@ from urnet_jax.phases import PHASES
 from urnet_jax.train.interruption import EXIT_CODES
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-SAVED = "what was in training has saved, and the same command goes on."
-
 SETTINGS = "paper.json"
 """In a run's workdir: what it was made with."""
 
@@ -166,20 +164,21 @@ def run(command: str, *arguments: str, deadline: float) -> None:
     )
     # Whoever stops the benchmark stops the training, which saves.
     before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    why = "Stopped by a signal"
     try:
         left_s = deadline - time.monotonic()
         code = process.wait(max(left_s, 0.0) if left_s < float("inf") else None)
     except subprocess.TimeoutExpired:
         process.terminate()
-        process.wait()
-        raise Stopped(f"--time_limit_s is over: {SAVED}", EXIT_CODES["SIGTERM"]) from None
+        code, why = process.wait(), "--time_limit_s is over"
     except KeyboardInterrupt:
         process.wait()  # It has had the Ctrl-C too, and saves.
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
     if code in (EXIT_CODES["SIGTERM"], -signal.SIGTERM):
-        raise Stopped(f"Stopped by a signal: {SAVED}", EXIT_CODES["SIGTERM"])
+        saved = "what was in training has saved, and " if code != -signal.SIGTERM else ""
+        raise Stopped(f"{why}: {saved}the same command goes on.", EXIT_CODES["SIGTERM"])
     if code:
         raise UserError(f"urnet {command} ended with {code}, for the reason that it says above.")
 

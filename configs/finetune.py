@@ -11,7 +11,7 @@ makes way for one of N classes. NAME and DIR are your dataset, see docs/own_data
 is --config.model.depth=50, images that are smaller --config.data.image_size=64.
 
 Hardware: two CPU cores at 64 px, an accelerator at 224. Time: 1.1 s a step at 64 px, batch 64, on
-two cores. Expected: hangs on your data. `benchmarks/finetune.py` tries it: with
+two cores. Expected: depends on your data. `benchmarks/finetune.py` tries it: with
 --config.joint.epochs=4 on 5,987 squares of street scenes (CamVid) in 6 classes, from a network that
 had seen CIFAR-10 (JPEG) for half an epoch, top-1 of 71.7, 79.4, 79.9, 80.6, 80.4 and 82.5 % on
 3,729 others at S = 0.3, 0.4, 0.5, 0.6, 0.8 and 1, calibrated, each within 1.0 point of S; the

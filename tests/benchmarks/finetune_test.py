@@ -1,4 +1,5 @@
 import pathlib
+import shutil
 from typing import Any
 
 import numpy as np
@@ -44,8 +45,12 @@ def test_squares_are_named_by_what_covers_them(scenes, tmp_path):
     of_sky = split.images[split.labels == 2]
     with Image.open(tmp_path / "images/test/sky/one_0_0.png") as square:
         assert (of_sky == np.asarray(square)).all(axis=(1, 2, 3)).sum() == 1
-    # What is there is not made again.
-    assert finetune.prepare(tmp_path / "nowhere", tmp_path) == data_dir
+    # What is there is not made again, and not taken for something else.
+    shutil.rmtree(tmp_path / "images")
+    assert finetune.prepare(scenes, tmp_path) == data_dir
+    assert not (tmp_path / "images").exists()
+    with pytest.raises(UserError, match="squares that were cut otherwise, or of other scenes"):
+        finetune.prepare(tmp_path / "nowhere", tmp_path)
 
 
 def test_both_networks_are_tuned_as_long_from_one_file(tmp_path):

@@ -173,7 +173,7 @@ def test_it_says_where_it_was_not_calibrated(finished, tmp_path, capsys):
     capsys.readouterr()
     job.evaluate_workdir(workdir, scales=(0.2, 0.6, 1.0), output=tmp_path / "out")
     printed = capsys.readouterr().out
-    assert "Mind: S = 0.2 lies outside of what was calibrated" in printed
+    assert "Mind: outside of what was calibrated: S = 0.2, with" in printed
     assert "comes no nearer" not in printed
 
 

@@ -92,7 +92,6 @@ def test_another_optimiser_is_refused_within_a_phase(finished, tiny):
 def test_a_run_that_has_begun_does_not_begin_from_other_weights(finished, tiny):
     for fields, said in [
         ({"init.from": "other.pth"}, "init.from '', and the config asks for 'other.pth'"),
-        ({"init.head": "new"}, "init.head 'kept', and the config asks for 'new'"),
         ({"joint.init_from": "runs/x"}, "joint.init_from '', and the config asks for 'runs/x'"),
     ]:
         config = tiny(fields)

@@ -25,8 +25,9 @@ def main() -> None:
 
     --workdir   the folder of a run by train.py
     --step      newest (default), best (by the mean top-1 of its evaluation) or a step's number
-    --scales    each from 0 to 1, separated by commas, and 1 (default: to 1 by 0.05, from what the
-                network uses at least, and eval.scales); between two, what was found is interpolated
+    --scales    each from 0 to 1, separated by commas; 1 is always added (default: to 1 by 0.05,
+                from what the network uses at least, and eval.scales); between two, what was found
+                is interpolated
     --images    training images to calibrate on; as many others say how well it went (default: 2000)
     --data_dir  where the data lies now (default: the run's data.dir)
     --batch_sizes  whose times are measured here, for budgets in milliseconds and for the server

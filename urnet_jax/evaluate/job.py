@@ -145,9 +145,9 @@ def _show(summary: pd.DataFrame, run: Run, split: Split, about: Mapping[str, Any
         of = "flops" if calibrated else run.config.scale.of
         outside = run.calibration.outside(summary["scale"]) if run.calibration else []
         if outside:
-            named = ", ".join(f"{scale:g}" for scale in outside)
-            print(f"Mind: S = {named} lies outside of what was calibrated, and has the offset of "
-                  "the nearest S that was: name it, beside all others that are used, in `urnet "
+            named = ", ".join(f"S = {scale:g}" for scale in outside)
+            print(f"Mind: outside of what was calibrated: {named}, with the offset of the nearest "
+                  "S that was calibrated. Name it, beside all others that are used, in `urnet "
                   "calibrate --scales=...`, which replaces what was calibrated.")  # fmt: skip
         mind = strays(summary, of, calibrated=calibrated and not outside)
         print(f"{mind}\n" if mind else "", end="")

@@ -66,9 +66,23 @@ def check(folder: epath.Path) -> None:
 
 def is_as_written(path: epath.Path) -> bool:
     """Whether a file of a folder is what was recorded; True where nothing was."""
+    # Twice, for somebody may replace it between one look and the other.
+    return any(_matches(path) for _ in range(2))
+
+
+def is_lost(path: epath.Path) -> bool:
+    """Whether there is no such file in a folder whose record says that it was written."""
+    return not path.exists() and path.name in _recorded(path)
+
+
+def _matches(path: epath.Path) -> bool:
+    found = zlib.crc32(path.read_bytes())
+    return _recorded(path).get(path.name, found) == found
+
+
+def _recorded(path: epath.Path) -> dict[str, int]:
     record = path.parent / FILE
-    sums = json.loads(record.read_text()) if record.exists() else {}
-    return path.name not in sums or sums[path.name] == zlib.crc32(path.read_bytes())
+    return json.loads(record.read_text()) if record.exists() else {}
 
 
 def _files(folder: epath.Path) -> Iterator[epath.Path]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -54,6 +55,11 @@ def from_file(path: epath.Path, make: Callable[..., Record], what: str) -> Recor
       UserError: the file is not one, or is not as it was written.
     """
     if not path.exists():
+        if checksums.is_lost(path):
+            print(
+                f"warning: {path} is gone: urnet calibrate makes it anew for a run, urnet export "
+                "for a bundle.", file=sys.stderr,
+            )  # fmt: skip
         return None
     if not checksums.is_as_written(path):
         raise UserError(

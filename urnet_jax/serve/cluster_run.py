@@ -41,7 +41,7 @@ POLL_S = 0.1
 """How often signals are looked for."""
 
 PASS_ON_S = 0.5
-"""In which a proxy has written out what the last replica answered, before it is killed."""
+"""Is left for proxies to write out what the last replica answered; Ray kills them after that."""
 
 
 def run(options: Options, *, host: str, port: int, replicas: int) -> None:

@@ -77,7 +77,7 @@ def check_workdir(workdir: epath.PathLike, config: Config) -> Meta | None:
                 f"{where} run with {name} {before}, and the config asks for {now}, which would "
                 f"train on other examples from here on: {advice}"
             )
-    for name in _begun_from(phase):
+    for name in begun_from(found.config, phase):
         before, now = (config_lib.flatten(c)[name] for c in (found.config, config))
         # What it began from may have been moved since, or never came along.
         if epath.Path(before).name != epath.Path(now).name:
@@ -106,10 +106,12 @@ def check_workdir(workdir: epath.PathLike, config: Config) -> Meta | None:
     return found
 
 
-def _begun_from(phase: str) -> list[str]:
-    """The fields that say what a run began from which is in `phase`."""
-    begun = list(PHASES)[: list(PHASES).index(phase) + 1]
-    return ["init.from", "init.head", *(f"{name}.init_from" for name in begun)]
+def begun_from(config: Config, phase: str) -> list[str]:
+    """The fields that say what a run of `config` began from which is in `phase`."""
+    order = list(PHASES)
+    ran = [p for p in config_lib.phases_to_run(config) if order.index(p) <= order.index(phase)]
+    of_init = ["init.from", "init.head"] if config.init["from"] else ["init.from"]
+    return [*of_init, *(f"{name}.init_from" for name in ran)]
 
 
 def check_num_examples(workdir: epath.PathLike, found: Meta, num_examples: int) -> None:

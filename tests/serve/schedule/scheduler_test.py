@@ -8,17 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from urnet_jax.errors import UserError
+from helpers.profiles import PROFILE, SCALES, SECONDS, SIZES, TOP1
 from urnet_jax.runs.profile import Profile
 from urnet_jax.serve.schedule.costs import Costs
 from urnet_jax.serve.schedule.request import Batch, Request, Shed
 from urnet_jax.serve.schedule.scheduler import Scheduler
 from urnet_jax.serve.schedule.simulation import Outcome, simulate
 
-SCALES, SIZES = (0.2, 0.4, 0.7, 1.0), (1, 4, 16)
-TOP1 = (70.0, 80.0, 83.0, 84.0)
-SECONDS = tuple(tuple(0.001 + 0.002 * s * n for n in SIZES) for s in SCALES)
-PROFILE = Profile(SCALES, TOP1, SCALES, 100, SIZES, SECONDS)
 CAPACITY = 16 / SECONDS[-1][-1]
 """Requests of one image in a second, at S = 1: 485; at S = 0.2: 2,162."""
 
@@ -36,34 +32,6 @@ def poisson(rate: float, seconds: float, deadline_s: float = 0.1, **fields: Any)
 
 def served(requests: list[Request], **options: Any) -> Outcome:
     return simulate(requests, Scheduler(Costs(PROFILE), **options), exactly)
-
-
-def test_what_a_batch_takes():
-    costs = Costs(PROFILE)
-    one, three = np.array([1.0]), np.array([1.0, 2.0])
-    assert float(costs.seconds(one, np.array([1.0]))) == pytest.approx(0.003)
-    # Three images in a batch of four: a request of one at S = 0.4, of two at 1, and padding.
-    expected = (SECONDS[1][1] + 2 * SECONDS[3][1] + SECONDS[0][1]) / 4
-    assert float(costs.seconds(three, np.array([0.4, 1.0]))) == pytest.approx(expected)
-    several = costs.seconds(three, np.array([[0.4, 1.0], [1.0, 1.0]]))
-    assert several.shape == (2,) and several[0] == pytest.approx(expected)
-    assert float(costs.value(np.array(0.55))) == pytest.approx(0.815 + 0.001 * 0.55)
-    assert costs.sizes(9).tolist() == [1, 4, 9] and costs.sizes(50).tolist() == [1, 4, 16]
-
-
-def test_times_follow_what_is_observed_and_sooner_if_it_is_more():
-    slow, fast = Costs(PROFILE), Costs(PROFILE)
-    for costs, took in ((slow, 2.0), (fast, 0.5)):
-        for _ in range(20):
-            before = costs.alone(4, 1.0)
-            costs.observe(before, took * SECONDS[-1][1])
-    assert slow.correction == pytest.approx(2, rel=0.01)
-    assert 0.6 < fast.correction < 0.8
-    wild = Costs(PROFILE)
-    wild.observe(0.001, 1000.0)  # A machine that slept: no reason to despair.
-    assert wild.correction == pytest.approx(1.9)
-    with pytest.raises(UserError, match="holds one S, and a server chooses among several"):
-        Costs(Profile((1.0,), (84.0,), (1.0,), 9, (1,), ((0.1,),)))
 
 
 @pytest.mark.parametrize("top1", [TOP1, (90.0, 100.0, 100.0, 100.0), (90.0, 84.1, 84.0, 84.0)])
@@ -220,6 +188,25 @@ class Whole:
     def choose(self, requests, now, costs, outlook):
         del now, costs, outlook
         return len(requests), np.ones(len(requests))
+
+
+class Full:
+    """Sixteen requests at S = 0.4, whatever their deadlines."""
+
+    def choose(self, requests, now, costs, outlook):
+        count = min(16, len(requests))
+        return count, np.full(count, 0.4)
+
+
+def test_a_full_batch_takes_the_next_for_those_it_would_have_late():
+    # Sixteen at S = 0.4 take 13.8 ms: six of the first are late in that batch, those behind not.
+    scheduler = Scheduler(Costs(PROFILE), policy=Full(), margin_s=0.0)
+    for deadline in [0.012] * 6 + [0.1] * 20:
+        scheduler.admit(Request(1, 0.0, deadline, max_scale=0.5), 0.0)
+    batch, lost = scheduler.turn(0.0)
+    assert batch is not None and len(batch.requests) == 16 and len(lost) == 6
+    assert {r.deadline for r in batch.requests} == {0.1} and (batch.scales == 0.4).all()
+    assert batch.expected_s == pytest.approx(SECONDS[1][-1])
 
 
 def test_what_a_policy_would_have_late_is_not_begun():

@@ -135,11 +135,29 @@ class Scheduler:
             lost += list(itertools.compress(taken, [not kept for kept in in_time]))
             if not any(in_time):
                 continue
-            kept = tuple(itertools.compress(taken, in_time))
-            expected_s = float(self.costs.seconds(rows[in_time], scales[in_time]))
+            kept, scales = list(itertools.compress(taken, in_time)), scales[in_time]
+            if len(kept) < len(taken):
+                more = self._instead(int(rows.sum()) - sum(r.rows for r in kept), finish)
+                kept += more
+                fill = scales.max()
+                own = [min(max(fill, r.min_scale), r.max_scale) for r in more]
+                scales = np.append(scales, own)
+            rows = np.array([request.rows for request in kept], float)
+            expected_s = float(self.costs.seconds(rows, scales))
             self._busy_until = now + expected_s
-            return Batch(kept, scales[in_time], expected_s), lost
+            return Batch(tuple(kept), scales, expected_s), lost
         return None, lost
+
+    def _instead(self, room: int, finish: float) -> list[Request]:
+        """Takes the next requests that wait, for a batch that ends then and has so much room."""
+        places = []
+        for place, request in enumerate(self.waiting.first(PLANNED)):
+            if request.deadline >= finish and request.rows <= room:
+                places.append(place)
+                room -= request.rows
+            if not room:
+                break
+        return self.waiting.take(places)
 
     def handed_over(self, took_s: float) -> None:
         """Says how long an answer took from its batch's end to whoever asked."""
