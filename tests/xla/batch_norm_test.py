@@ -49,7 +49,7 @@ def test_it_is_flaxs_batch_norm_with_its_gradients(shape):
         for f in (ours, flaxs)
     )
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max() + 1e-6)
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
 
 
 def test_a_weight_for_each_sample_is_a_multiplication():
@@ -71,7 +71,7 @@ def test_a_weight_for_each_sample_is_a_multiplication():
         for f in (within, after)
     )
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
 def test_the_gradient_is_the_numeric_one():
