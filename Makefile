@@ -5,6 +5,7 @@ TORCH ?= torch==2.13.0
 TRITON ?= tritonclient[http]==2.73.0
 RAY ?= ray[serve]==2.60.0
 KSERVE ?= kserve==0.21.0
+SCHEMATHESIS ?= schemathesis==4.32.5
 
 # More processes than four gain nothing on a large machine.
 PYTEST = JAX_PLATFORMS=cpu .venv/bin/python -m pytest -q -n logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
@@ -24,13 +25,15 @@ test: lint
 	$(PYTEST) -m 'not slow'
 
 # Everything, compiled as a user's run is: slow tests and those that need PyTorch, Triton's client,
-# Ray or KServe's client, which wants other versions of what the lock has, so a place of its own.
+# Ray, or KServe's client and Schemathesis, which want other versions of what the lock has, so that
+# they have a place of their own.
 test-all: lint
 	.venv/bin/python -c 'import torch, tritonclient, ray.serve' 2>/dev/null \
 	  || .venv/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH) '$(TRITON)' \
 	    '$(RAY)'
-	.venv/kserve/bin/python -c 'import kserve' 2>/dev/null || { $(PYTHON) -m venv .venv/kserve \
-	  && .venv/kserve/bin/python -m pip install --quiet --disable-pip-version-check '$(KSERVE)'; }
+	.venv/clients/bin/python -c 'import kserve, schemathesis' 2>/dev/null || { \
+	  $(PYTHON) -m venv .venv/clients && .venv/clients/bin/python -m pip install --quiet \
+	    --disable-pip-version-check '$(KSERVE)' '$(SCHEMATHESIS)'; }
 	$(PYTEST) --optimized
 
 lint: .venv/installed

@@ -10,7 +10,7 @@ import pytest
 
 from helpers.serve_process import Server
 
-PYTHON = pathlib.Path(sys.prefix) / "kserve" / "bin" / "python"
+PYTHON = pathlib.Path(sys.prefix) / "clients" / "bin" / "python"
 """Where `make test-all` installs it, apart from all else."""
 
 ASKS = """

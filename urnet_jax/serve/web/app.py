@@ -15,7 +15,7 @@ from urnet_jax.errors import UserError
 from urnet_jax.serve import pixels
 from urnet_jax.serve.engine import Answer, Engine
 from urnet_jax.serve.schedule.request import Shed
-from urnet_jax.serve.web import page, protocol
+from urnet_jax.serve.web import openapi, page, protocol
 from urnet_jax.serve.web.http import (
     Held,
     Receive,
@@ -66,7 +66,7 @@ class App:
             for path, handler in (
                 (r"/v2", self._server), (r"/v2/health/live", self._live),
                 (r"/v2/health/ready", self._is_ready), (r"/metrics", self._metrics),
-                (r"/", self._page), (r"/load", self._recent),
+                (r"/", self._page), (r"/load", self._recent), (r"/openapi\.json", self._openapi),
                 (r"/v2/models/(?P<model>[^/]+)(/versions/(?P<version>[^/]+))?", self._model),
                 (r"/v2/models/(?P<model>[^/]+)(/versions/(?P<version>[^/]+))?/ready", self._ready),
                 (r"/v2/models/(?P<model>[^/]+)(/versions/(?P<version>[^/]+))?/config",
@@ -189,6 +189,10 @@ class App:
     async def _page(self, *_: Any) -> Reply:
         content = page.page(self.engine.predictor, self.settings.name)
         return Reply(200, content, PAGE_HEADERS, b"text/html; charset=utf-8")
+
+    async def _openapi(self, *_: Any) -> Reply:
+        shape, token = self.engine.predictor.image_shape, bool(self.settings.token)
+        return _json(openapi.document(self.settings.name, shape, token))
 
     async def _recent(self, *_: Any) -> Reply:
         return _json(self.metrics.recent.summary())

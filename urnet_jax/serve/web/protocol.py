@@ -73,7 +73,7 @@ class Input(msgspec.Struct, kw_only=True):
     shape: Annotated[list[Annotated[int, Meta(ge=0, le=1 << 31)]], Meta(max_length=8)]
     datatype: str
     parameters: OfTensor = OfTensor()
-    data: msgspec.Raw = msgspec.Raw()
+    data: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
 
 
 class Output(msgspec.Struct, kw_only=True):
