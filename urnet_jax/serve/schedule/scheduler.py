@@ -135,24 +135,30 @@ class Scheduler:
             lost += list(itertools.compress(taken, [not kept for kept in in_time]))
             if not any(in_time):
                 continue
-            kept, scales = list(itertools.compress(taken, in_time)), scales[in_time]
-            if len(kept) < len(taken):
-                more = self._instead(int(rows.sum()) - sum(r.rows for r in kept), finish)
+            kept, late = list(itertools.compress(taken, in_time)), ~np.array(in_time)
+            if late.any():
+                most = float(scales[late].min())
+                more = self._instead(int(rows[late].sum()), most, finish)
                 kept += more
-                fill = scales.max()
-                own = [min(max(fill, r.min_scale), r.max_scale) for r in more]
-                scales = np.append(scales, own)
+                scales = np.append(scales[~late], [min(most, r.max_scale) for r in more])
             rows = np.array([request.rows for request in kept], float)
             expected_s = float(self.costs.seconds(rows, scales))
             self._busy_until = now + expected_s
             return Batch(tuple(kept), scales, expected_s), lost
         return None, lost
 
-    def _instead(self, room: int, finish: float) -> list[Request]:
-        """Takes the next requests that wait, for a batch that ends then and has so much room."""
+    def _instead(self, room: int, most: float, finish: float) -> list[Request]:
+        """Takes the next requests that wait, for those that would be late in a batch.
+
+        Args:
+          room: for so many images in it.
+          most: S of those in it is at most this, so that it takes no longer.
+          finish: when it ends.
+        """
         places = []
         for place, request in enumerate(self.waiting.first(PLANNED)):
-            if request.deadline >= finish and request.rows <= room:
+            fits = request.rows <= room and request.min_scale <= most
+            if fits and request.deadline >= finish:
                 places.append(place)
                 room -= request.rows
             if not room:
