@@ -10,6 +10,7 @@ from urnet_jax.errors import UserError
 from urnet_jax.evaluate import calibration, inspection
 from urnet_jax.evaluate.evaluation import check_scales, evaluate
 from urnet_jax.evaluate.image_part import DECIDES
+from urnet_jax.evaluate.run import Run
 from urnet_jax.nets.channels.architecture import ChannelGated
 from urnet_jax.nets.cost import macs_per_sample
 from urnet_jax.runs import pretrained
@@ -49,6 +50,34 @@ def prune_workdir(
     check_output(output)
     (scale,) = check_scales((scale,))
     run = inspection.load(workdir, which, data_dir)
+    arch = _channel_gated(run, workdir, scale)
+    seen, unseen = calibration.halves(run, images)
+    used = run.evaluate((scale,), seen).gates[0].any(axis=0)
+    tensors = pretrained.export_state_dict(run.params, run.batch_stats, arch)
+    small = pruned(tensors, arch, used)
+    forced = evaluate(
+        run.eval_step, *run.variables, unseen, run.config, (scale,),
+        min(run.config.eval.batch_size, unseen.num_examples), progress=False, mesh=run.mesh,
+        offset=lambda _: DECIDES * (2.0 * used.astype(np.float32) - 1),
+    )  # fmt: skip
+    gated = run.evaluate((scale,), unseen)
+    # A layer that no image uses keeps one channel, which gives 0.
+    left = 2 * macs_per_sample(arch, used[None].astype(np.float32))[0]
+    left -= 2 * arch.cost.gate_macs
+    write_state_dict(small, output)
+    print(
+        f"Of {arch.describe()}, step {run.meta.step}, {used.sum()} of {used.size} "
+        f"{arch.gate_noun} are used by {seen.num_examples} training images at S = {scale:g}: "
+        f"{100 * left / gated.full_flops:.1f} % of the FLOPs of the whole network.\n"
+        f"Top-1 on {unseen.num_examples} other training images: {100 * forced.right.mean():.2f} % "
+        f"as this plain network, {100 * gated.right.mean():.2f} % with gates, at "
+        f"{100 * gated.flops.mean() / gated.full_flops:.1f} % of the FLOPs.\n{output}"
+    )
+    return float(used.mean())
+
+
+def _channel_gated(run: Run, workdir: epath.PathLike, scale: float) -> ChannelGated:
+    """The run's network; a UserError where its gates switch no channels, or do not see that S."""
     if not isinstance(run.arch, ChannelGated):
         raise UserError(
             f"{workdir} holds a {run.arch.describe()}, whose gates do not switch channels: leave "
@@ -59,26 +88,4 @@ def prune_workdir(
             f"--prune_at is {scale:g}, and the gates of the network in {workdir} do not see S "
             "(model.gate_scale is False): set it to 1."
         )
-    seen, unseen = calibration.halves(run, images)
-    used = run.evaluate((scale,), seen).gates[0].any(axis=0)
-    tensors = pretrained.export_state_dict(run.params, run.batch_stats, run.arch)
-    small = pruned(tensors, run.arch, used)
-    forced = evaluate(
-        run.eval_step, *run.variables, unseen, run.config, (scale,),
-        min(run.config.eval.batch_size, unseen.num_examples), progress=False, mesh=run.mesh,
-        offset=lambda _: DECIDES * (2.0 * used.astype(np.float32) - 1),
-    )  # fmt: skip
-    gated = run.evaluate((scale,), unseen)
-    # A layer that no image uses keeps one channel, which gives 0.
-    left = 2 * macs_per_sample(run.arch, used[None].astype(np.float32))[0]
-    left -= 2 * run.arch.cost.gate_macs
-    write_state_dict(small, output)
-    print(
-        f"Of {run.arch.describe()}, step {run.meta.step}, {used.sum()} of {used.size} "
-        f"{run.arch.gate_noun} are used by {seen.num_examples} training images at S = {scale:g}: "
-        f"{100 * left / gated.full_flops:.1f} % of the FLOPs of the whole network.\n"
-        f"Top-1 on {unseen.num_examples} other training images: {100 * forced.right.mean():.2f} % "
-        f"as this plain network, {100 * gated.right.mean():.2f} % with gates, at "
-        f"{100 * gated.flops.mean() / gated.full_flops:.1f} % of the FLOPs.\n{output}"
-    )
-    return float(used.mean())
+    return run.arch
