@@ -25,7 +25,6 @@ import functools
 import json
 import pathlib
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -106,16 +105,17 @@ def prepare(scenes: pathlib.Path, workdir: pathlib.Path) -> pathlib.Path:
     Raises:
       UserError: an image has no labels that fit; the script of the docs failed, and has said why.
     """
-    images, done = workdir / "images", workdir / "tfds" / "prepared"
+    images, done, told = workdir / "images", workdir / "tfds" / "prepared", workdir / "squares.json"
     of = json.dumps({"scenes": scenes.name, "classes": CLASSES, "side": SIDE, "covered": COVERED})
-    if done.exists() and done.read_text() != of:
+    if told.exists() and told.read_text() != of:
         raise UserError(
             f"{workdir} holds squares that were cut otherwise, or of other scenes: move it, or "
             "name another --workdir."
         )
     if done.exists():
         return done.parent
-    shutil.rmtree(images, ignore_errors=True)  # Of one that was stopped within.
+    workdir.mkdir(parents=True, exist_ok=True)
+    told.write_text(of)
     for split in SPLITS:
         for path in tqdm(sorted((scenes / split / "images").glob("*.jpg")), desc=split):
             _cut(path, scenes / split / "labels" / f"{path.stem}.png", images / split)
@@ -124,7 +124,7 @@ def prepare(scenes: pathlib.Path, workdir: pathlib.Path) -> pathlib.Path:
     ran = subprocess.run([sys.executable, "-c", script, images, done.parent, DATA], check=False)
     if ran.returncode:
         raise UserError(f"The script of docs/own_data.md ended with {ran.returncode}, see above.")
-    done.write_text(of)
+    done.touch()
     return done.parent
 
 

@@ -1,5 +1,6 @@
 """Networks that benchmarks train: each a run of train.py, resumed, evaluated, never mixed up."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -167,10 +168,12 @@ def run(command: str, *arguments: str, deadline: float) -> None:
     why = "Stopped by a signal"
     try:
         left_s = deadline - time.monotonic()
-        code = process.wait(max(left_s, 0.0) if left_s < float("inf") else None)
-    except subprocess.TimeoutExpired:
-        process.terminate()
-        code, why = process.wait(), "--time_limit_s is over"
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(left_s, 0.0) if left_s < float("inf") else None)
+        if process.poll() is None:
+            process.terminate()
+            why = "--time_limit_s is over"
+        code = process.wait()
     except KeyboardInterrupt:
         process.wait()  # It has had the Ctrl-C too, and saves.
         raise

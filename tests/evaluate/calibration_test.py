@@ -164,7 +164,9 @@ def test_again_it_finds_the_same(calibrated):
 
 def test_between_two_scales_it_is_interpolated():
     given = Calibration((0.2, 0.6), (-1.0, 1.0), (0, 0), (0, 0), (0, 0), 1, 1)
-    np.testing.assert_allclose(given.offset([0.0, 0.2, 0.3, 0.6, 1.0]), [-1, -1, -0.5, 1, 1])
+    np.testing.assert_allclose(given.offset([0.0, 0.2, 0.3, 0.6, 0.9]), [-1, -1, -0.5, 1, 1])
+    # S = 1 has some to spare.
+    assert given.offset(1.0) == 2
 
 
 def test_it_says_where_it_was_not_calibrated(finished, tmp_path, capsys):
@@ -214,7 +216,7 @@ def test_what_is_no_calibration_is_one_sentence(content, calibrated, tmp_path):
         kept.read(workdir, step)
 
 
-def test_a_calibration_that_is_lost_or_damaged_costs_nothing_else(calibrated, tmp_path):
+def test_a_calibration_that_is_lost_or_damaged_costs_nothing_else(calibrated, tmp_path, capsys):
     workdir = shutil.copytree(calibrated[0], tmp_path / "run")
     step = load_network(workdir).meta.step
     path = workdir / "checkpoints" / str(step) / kept.FILE
@@ -225,7 +227,9 @@ def test_a_calibration_that_is_lost_or_damaged_costs_nothing_else(calibrated, tm
     again = calibrate_workdir(workdir, scales=(0.5,), images=50, progress=False)
     assert again.scales == (0.5, 1.0) and inspection.load(workdir).calibration == again
     path.unlink()
+    capsys.readouterr()
     assert inspection.load(workdir).calibration is None
+    assert f"warning: {path} is gone: urnet calibrate makes it anew." in capsys.readouterr().err
 
 
 def test_a_plain_network_has_nothing_to_calibrate(tiny, tmp_path):

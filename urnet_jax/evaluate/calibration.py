@@ -38,10 +38,6 @@ what the network uses whatever its gates do."""
 FIRST, FINE = 0.5, 0.01
 """How far from 0 an offset is tried first; and how near it is known at the end."""
 
-SPARE = 1.0
-"""What the offset of S = 1 has beyond the least one that opens all for the fitted images, so that
-all is open for others too."""
-
 MET = 5e-4
 """How near a share counts as met: what is beyond it differs among other images anyway."""
 
@@ -124,7 +120,6 @@ def fit(
 
         reach = REACH + float(getattr(run.arch, "gate_prior", 0.0))
         offsets, found, before = bisected(shares, np.array(scales), reach, _least(run))
-        offsets = offsets + np.where(np.array(scales) == 1, SPARE, 0.0)
         on_unseen = shares(np.array(scales), offsets, unseen)
         middle = (np.array(scales[1:]) + scales[:-1]) / 2
         between = (

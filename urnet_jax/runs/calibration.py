@@ -12,6 +12,9 @@ from urnet_jax.runs import kept
 
 FILE = "calibration.json"
 
+SPARE = 1.0
+"""What S = 1 has beyond its offset, so that all is open for other images too."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
@@ -41,8 +44,12 @@ class Calibration:
     shares_between: tuple[float, ...] = ()
 
     def offset(self, scale: Any) -> Float[np.ndarray, "..."]:
-        """The offset at any S: between two of the scales on the line, outside that of the last."""
-        return np.asarray(np.interp(scale, self.scales, self.offsets), np.float32)
+        """The offset at any S: between two of the scales on the line, outside that of the last.
+
+        S = 1 has some to spare, for its own is the least one that opens all for the fitted images.
+        """
+        found = np.interp(scale, self.scales, self.offsets)
+        return np.asarray(found + np.where(np.asarray(scale) == 1, SPARE, 0.0), np.float32)
 
     def outside(self, scales: Iterable[float]) -> list[float]:
         """Those S that lie below or above all that were calibrated."""

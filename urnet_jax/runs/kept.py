@@ -56,10 +56,7 @@ def from_file(path: epath.Path, make: Callable[..., Record], what: str) -> Recor
     """
     if not path.exists():
         if checksums.is_lost(path):
-            print(
-                f"warning: {path} is gone: urnet calibrate makes it anew for a run, urnet export "
-                "for a bundle.", file=sys.stderr,
-            )  # fmt: skip
+            print(f"warning: {path} is gone: urnet calibrate makes it anew.", file=sys.stderr)
         return None
     if not checksums.is_as_written(path):
         raise UserError(

@@ -192,9 +192,7 @@ class Engine:
             )
         predictor.warm_up()  # While the other one answers.
         with self._changed:
-            costs = self._make_scheduler(predictor).costs
-            costs.correction = self._scheduler.costs.correction  # It is the machine's.
-            self._scheduler.costs = costs
+            self._scheduler.replace_costs(self._make_scheduler(predictor).costs)
             self._predictor = predictor
 
     def stop(self) -> None:

@@ -77,7 +77,7 @@ def check_workdir(workdir: epath.PathLike, config: Config) -> Meta | None:
                 f"{where} run with {name} {before}, and the config asks for {now}, which would "
                 f"train on other examples from here on: {advice}"
             )
-    for name in begun_from(found.config, phase):
+    for name in begun_from(phase, config_lib.phases_to_run(found.config)):
         before, now = (config_lib.flatten(c)[name] for c in (found.config, config))
         # What it began from may have been moved since, or never came along.
         if epath.Path(before).name != epath.Path(now).name:
@@ -106,12 +106,11 @@ def check_workdir(workdir: epath.PathLike, config: Config) -> Meta | None:
     return found
 
 
-def begun_from(config: Config, phase: str) -> list[str]:
-    """The fields that say what a run of `config` began from which is in `phase`."""
+def begun_from(phase: str, phases: Iterable[str] = tuple(PHASES)) -> list[str]:
+    """The fields that say what a run began from that is in `phase`, and runs through `phases`."""
     order = list(PHASES)
-    ran = [p for p in config_lib.phases_to_run(config) if order.index(p) <= order.index(phase)]
-    of_init = ["init.from", "init.head"] if config.init["from"] else ["init.from"]
-    return [*of_init, *(f"{name}.init_from" for name in ran)]
+    ran = [name for name in phases if order.index(name) <= order.index(phase)]
+    return ["init.from", *(f"{name}.init_from" for name in ran)]
 
 
 def check_num_examples(workdir: epath.PathLike, found: Meta, num_examples: int) -> None:

@@ -76,7 +76,8 @@ def report_going_on(workdir: epath.PathLike, found: Meta, config: Config) -> Non
     if kept.path_of(workdir, found.step, calibration.FILE).exists():
         print("Its calibration is of that step alone: calibrate again what is trained further.")
     old, new = config_lib.flatten(found.config), config_lib.flatten(config)
-    begun_from = resume.begun_from(found.config, found.phase)  # It may have been moved since.
+    # What it began from is behind it: that may have been moved since.
+    behind = {"init.head", *resume.begun_from(found.phase)}
     for name in new:
-        if old.get(name) != new[name] and name not in begun_from:
+        if old.get(name) != new[name] and name not in behind:
             print(f"config.{name} was {old.get(name)!r} and is {new[name]!r} from here on.")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers.profiles import PROFILE, SCALES, SECONDS, SIZES, TOP1
+from helpers.profiles import FLAT, PROFILE, SCALES, SECONDS, SIZES, TOP1
 from urnet_jax.runs.profile import Profile
 from urnet_jax.serve.schedule.costs import Costs
 from urnet_jax.serve.schedule.request import Batch, Request, Shed
@@ -191,21 +191,28 @@ class Whole:
 
 
 class Full:
-    """Sixteen requests at S = 0.4, whatever their deadlines."""
+    """A full batch at one S, whatever the deadlines, but for the first requests."""
+
+    def __init__(self, scale: float, first: tuple[float, ...] = ()) -> None:
+        self._scale, self._first = scale, first
 
     def choose(self, requests, now, costs, outlook):
-        count = min(16, len(requests))
-        return count, np.full(count, 0.4)
+        ends = np.cumsum([request.rows for request in requests])
+        count = max(1, int(np.searchsorted(ends, 16, side="right")))
+        scales = np.full(count, self._scale)
+        scales[: len(self._first)] = self._first[:count]
+        return count, scales
 
 
 def test_a_full_batch_takes_the_next_for_those_it_would_have_late():
     # Sixteen at S = 0.4 take 13.8 ms: six of the first are late in that batch, those behind not.
-    scheduler = Scheduler(Costs(PROFILE), policy=Full(), margin_s=0.0)
+    scheduler = Scheduler(Costs(PROFILE), policy=Full(0.4), margin_s=0.0)
     for deadline in [0.012] * 6 + [0.1] * 20:
         scheduler.admit(Request(1, 0.0, deadline, max_scale=0.5), 0.0)
     batch, lost = scheduler.turn(0.0)
     assert batch is not None and len(batch.requests) == 16 and len(lost) == 6
-    assert {r.deadline for r in batch.requests} == {0.1} and (batch.scales == 0.4).all()
+    assert {r.deadline for r in batch.requests} == {0.1}
+    assert batch.scales == pytest.approx(np.full(16, 0.4))
     assert batch.expected_s == pytest.approx(SECONDS[1][-1])
 
 
@@ -219,6 +226,29 @@ def test_what_a_policy_would_have_late_is_not_begun():
     assert batch.expected_s == pytest.approx(scheduler.costs.alone(8, 1.0))
 
 
+def test_a_batch_that_gets_smaller_is_not_begun_late():
+    """Alone, an image has no part in the time of others: what was in time may be late then."""
+    scheduler = Scheduler(Costs(FLAT), policy=Full(1.0, (0.2, 0.2, 0.2)), margin_s=0.0)
+    for deadline in (0.003, 0.003, 0.003, 0.006):
+        scheduler.admit(Request(1, 0.0, deadline), 0.0)
+    batch, lost = scheduler.turn(0.0)
+    assert len(lost) == 3 and (batch is None or batch.expected_s <= 0.006)
+
+
+def test_what_takes_the_room_of_late_requests_keeps_to_its_bounds_and_makes_nobody_late():
+    scheduler = Scheduler(Costs(PROFILE), policy=Full(0.4), margin_s=0.0)
+    for rows, deadline, low, high in (
+        (8, 0.012, 0.0, 1.0), (8, 0.014, 0.0, 1.0), (2, 0.1, 0.5, 1.0), (3, 0.1, 0.0, 0.3),
+        (4, 0.1, 0.0, 1.0), (2, 0.1, 0.0, 1.0),
+    ):  # fmt: skip
+        scheduler.admit(Request(rows, 0.0, deadline, low, high), 0.0)
+    batch, lost = scheduler.turn(0.0)
+    assert batch is not None and [request.deadline for request in lost] == [0.012]
+    assert [request.rows for request in batch.requests] == [8, 3, 4]
+    assert batch.scales == pytest.approx(np.array([0.4, 0.3, 0.4]))
+    assert batch.expected_s <= 0.014 and len(scheduler.waiting) == 2
+
+
 requests_of = st.lists(
     st.builds(
         lambda rows, gap, allowed, low, width, priority: (rows, gap, allowed, low, width, priority),
@@ -230,14 +260,14 @@ requests_of = st.lists(
 
 
 @settings(max_examples=60)
-@given(requests_of, st.integers(16, 200), st.floats(0.6, 1.7))
-def test_none_is_lost_or_answered_late_by_design(drawn, most_rows, speed):
+@given(st.sampled_from([PROFILE, FLAT]), requests_of, st.integers(16, 200), st.floats(0.6, 1.7))
+def test_none_is_lost_or_answered_late_by_design(profile, drawn, most_rows, speed):
     requests, at = [], 0.0
     for rows, gap, allowed, low, width, priority in drawn:
         at += gap
         high = min(1.0, low + width)
         requests.append(Request(rows, at, at + allowed, low, high, priority))
-    scheduler = Scheduler(Costs(PROFILE), most_rows=most_rows)
+    scheduler = Scheduler(Costs(profile), most_rows=most_rows)
     batches: list[Batch] = []
 
     def device(batch: Batch) -> float:

@@ -8,6 +8,7 @@ import itertools
 import math
 
 import numpy as np
+from jaxtyping import Bool, Float64
 
 from urnet_jax.serve.schedule.costs import FASTER, RELAXES_S, SLOWER, Costs
 from urnet_jax.serve.schedule.policy import Bending, Outlook, Policy
@@ -73,7 +74,7 @@ class Scheduler:
             over = self.margin_s - self._least_margin_s
             self.margin_s = self._least_margin_s + over * math.exp(-idle_s / RELAXES_S)
             self._told = now
-        least = self.costs.least_of(request.rows, request.min_scale)
+        least = self._least(request)
         # As it was measured: what holds it up now may pass.
         allowed, shortest = request.deadline - request.arrival, least.alone_s + self._least_margin_s
         if shortest > allowed:
@@ -90,6 +91,16 @@ class Scheduler:
         if late > 0:
             raise Shed("late", "It cannot be answered before its deadline.", late)
         self.waiting.add(request, least)
+
+    def _least(self, request: Request) -> Least:
+        return self.costs.least_of(request.rows, request.min_scale)
+
+    def replace_costs(self, costs: Costs) -> None:
+        """Has requests from now on, and those that wait, take what they take on another network."""
+        costs.correction = self.costs.correction  # It is the machine's.
+        self.costs = costs
+        for request in self.waiting.take(range(len(self.waiting))):
+            self.waiting.add(request, self._least(request))
 
     def _soonest_s(self, request: Request, least: Least, now: float) -> float:
         """Seconds until its answer, all before it at their smallest S, in batches of any size."""
@@ -129,41 +140,60 @@ class Scheduler:
                 self.waiting.first(PLANNED), now + self.margin_s, self.costs, outlook
             )
             taken, scales = self.waiting.take(range(count)), np.asarray(scales, np.float64)
-            rows = np.array([request.rows for request in taken], float)
-            finish = now + float(self.costs.seconds(rows, scales))
-            in_time = [request.deadline >= finish for request in taken]
-            lost += list(itertools.compress(taken, [not kept for kept in in_time]))
-            if not any(in_time):
-                continue
-            kept, late = list(itertools.compress(taken, in_time)), ~np.array(in_time)
+            finish = now + self._seconds(taken, scales)
+            late = np.array([request.deadline < finish for request in taken])
             if late.any():
-                most = float(scales[late].min())
-                more = self._instead(int(rows[late].sum()), most, finish)
-                kept += more
-                scales = np.append(scales[~late], [min(most, r.max_scale) for r in more])
-            rows = np.array([request.rows for request in kept], float)
-            expected_s = float(self.costs.seconds(rows, scales))
-            self._busy_until = now + expected_s
-            return Batch(tuple(kept), scales, expected_s), lost
+                lost += list(itertools.compress(taken, late))
+                taken, scales = self._without(taken, scales, late, finish)
+                taken, scales = self._in_time(taken, scales, now)
+            if taken:
+                expected_s = self._seconds(taken, scales)
+                self._busy_until = now + expected_s
+                return Batch(tuple(taken), scales, expected_s), lost
         return None, lost
 
-    def _instead(self, room: int, most: float, finish: float) -> list[Request]:
-        """Takes the next requests that wait, for those that would be late in a batch.
+    def _seconds(self, requests: list[Request], scales: Float64[np.ndarray, " n"]) -> float:
+        rows = np.array([request.rows for request in requests], float)
+        return float(self.costs.seconds(rows, scales))
 
-        Args:
-          room: for so many images in it.
-          most: S of those in it is at most this, so that it takes no longer.
-          finish: when it ends.
+    def _without(
+        self, requests: list[Request], scales: Float64[np.ndarray, " n"],
+        late: Bool[np.ndarray, " n"], finish: float,
+    ) -> tuple[list[Request], Float64[np.ndarray, " k"]]:  # fmt: skip
+        """A batch that ends at `finish`, without those that are late then: others take their room.
+
+        Those have the S, in the mean, of those in whose place they are, if their bounds have it.
         """
+        rows = np.array([request.rows for request in requests])
+        room, scale = int(rows[late].sum()), float(np.average(scales[late], weights=rows[late]))
         places = []
         for place, request in enumerate(self.waiting.first(PLANNED)):
-            fits = request.rows <= room and request.min_scale <= most
+            fits = request.rows <= room and request.min_scale <= scale
             if fits and request.deadline >= finish:
                 places.append(place)
                 room -= request.rows
             if not room:
                 break
-        return self.waiting.take(places)
+        more = self.waiting.take(places)
+        own = [min(scale, request.max_scale) for request in more]
+        return list(itertools.compress(requests, ~late)) + more, np.append(scales[~late], own)
+
+    def _in_time(
+        self, requests: list[Request], scales: Float64[np.ndarray, " n"], now: float
+    ) -> tuple[list[Request], Float64[np.ndarray, " k"]]:
+        """Of a batch those that are in time; the others wait again.
+
+        It may be smaller than the one that was chosen, and the share of each in its time larger.
+        """
+        while requests:
+            finish = now + self._seconds(requests, scales)
+            late = np.array([request.deadline < finish for request in requests])
+            if not late.any():
+                break
+            for request in itertools.compress(requests, late):
+                self.waiting.add(request, self._least(request))
+            requests, scales = list(itertools.compress(requests, ~late)), scales[~late]
+        return requests, scales
 
     def handed_over(self, took_s: float) -> None:
         """Says how long an answer took from its batch's end to whoever asked."""

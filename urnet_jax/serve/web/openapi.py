@@ -16,6 +16,7 @@ REFUSALS = {
     "408": "The body did not arrive in time.",
     "413": "The body is too large.",
     "415": "The body is compressed.",
+    "500": "The network could not be run.",
     "503": "Answers would be late, or too many wait; Retry-After says when to come back.",
 }
 """Of a request with images."""
@@ -34,7 +35,9 @@ def document(name: str, shape: tuple[int, ...], token: bool) -> dict[str, Any]:
       shape: of an image.
       token: whether requests have to carry one.
     """
-    model = f"/v2/models/{name}"
+    model, load = f"/v2/models/{name}", _told("Has the newest checkpoint answer.")
+    for status, reason in (("400", "It cannot be served."), *list(REFUSALS.items())[1:3]):
+        load["responses"][status] = _error(reason)
     paths: dict[str, Any] = {
         "/v2": _get("What the server is."),
         "/v2/health/live": _get("Whether it lives.", {"503": "It has failed."}),
@@ -45,9 +48,7 @@ def document(name: str, shape: tuple[int, ...], token: bool) -> dict[str, Any]:
         f"{model}/stats": _get("What was answered, as Triton tells it."),
         f"{model}/infer": {"post": _infer(shape)},
         "/v2/repository/index": {"post": _told("Which models there are.")},
-        f"/v2/repository/models/{name}/load": {
-            "post": _told("Has the newest checkpoint answer.", {"400": "It cannot be served."})
-        },
+        f"/v2/repository/models/{name}/load": {"post": load},
         "/load": _get("What the last seconds were like."),
         "/metrics": {"get": _told("Counters, for Prometheus.", kind="text/plain")},
         "/": {"get": _told("A page to try it on.", kind="text/html")},
