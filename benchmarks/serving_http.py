@@ -22,7 +22,6 @@ Servers and sender share this machine.
 """
 
 import asyncio
-import functools
 import json
 import pathlib
 import sys
@@ -35,11 +34,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import numpy as np
 from absl import flags
 
-from benchmarks import results, timing
+from benchmarks import results, serving_parts
 from benchmarks.serving_client import Connection
 from benchmarks.serving_process import ServerProcess, requests
 from urnet_jax.errors import UserError, told_to_the_user
-from urnet_jax.runs import export
 
 PARTS = ("latency", "rate")
 BARE = str(pathlib.Path(__file__).with_name("serving_bare.py"))
@@ -50,42 +48,21 @@ GAP_S = 0.002
 def main(argv: Sequence[str]) -> None:
     """Runs the command line."""
     with told_to_the_user("Interrupted: the same command goes on where it was stopped."):
-        values = parse(list(argv))
-        network = str(export.bundle_of(values.workdir, "newest").meta.config.data.name)
-        settings = {
-            "latency": {"requests": values.requests},
-            "rate": {name: values[name].value for name in ("connections", "seconds", "rounds")},
-        }
-        run = {"latency": latency, "rate": rate}
-        groups = [
-            (part, {"network": network} | settings[part], functools.partial(run[part], values))
-            for part in values.parts.split(",")
-        ]
-        path, _ = results.measure(groups, values, timed=False)  # Servers are others, and busy.
-        print(path)
+        serving_parts.measure(
+            parse(list(argv)),
+            {
+                "latency": (latency, ["requests"]),
+                "rate": (rate, ["connections", "seconds", "rounds"]),
+            },
+        )
 
 
 def parse(argv: list[str]) -> flags.FlagValues:
-    """The command's flags.
-
-    Raises:
-      UserError: one of them is not usable.
-    """
-    values = flags.FlagValues()
-    flags.DEFINE_string("workdir", "", "", flag_values=values)
-    flags.DEFINE_string("parts", ",".join(PARTS), "", flag_values=values)
-    whole = functools.partial(flags.DEFINE_integer, help="", lower_bound=1, flag_values=values)
-    whole("requests", 2000)
-    whole("connections", 32)
-    whole("rounds", 5)
-    flags.DEFINE_float("seconds", 4.0, "", lower_bound=1e-3, flag_values=values)
-    results.define_flags(values, "serving_http")
-    timing.parse_flags(values, argv, __doc__ or "")
-    if not values.workdir:
-        raise UserError("--workdir is missing; name a calibrated run.")
-    if unknown := [part for part in values.parts.split(",") if part not in PARTS]:
-        raise UserError(f"--parts names {unknown[0]!r}; expected some of {', '.join(PARTS)}.")
-    return values
+    """See `serving_parts.parse`."""
+    return serving_parts.parse(
+        argv, __doc__ or "", "serving_http", PARTS,
+        {"requests": 2000, "connections": 32, "rounds": 5}, {"seconds": 4.0},
+    )  # fmt: skip
 
 
 def latency(values: flags.FlagValues) -> tuple[list[results.Row], dict[str, str]]:

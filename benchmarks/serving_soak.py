@@ -25,7 +25,6 @@ sender share this machine.
 
 import asyncio
 import collections
-import functools
 import itertools
 import pathlib
 import re
@@ -42,10 +41,10 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from benchmarks import results, timing
+from benchmarks import results, serving_parts
 from benchmarks.serving_client import CONNECTIONS, LATE_S, Connection
 from benchmarks.serving_process import ServerProcess, requests
-from urnet_jax.errors import UserError, told_to_the_user
+from urnet_jax.errors import told_to_the_user
 from urnet_jax.runs import export
 from urnet_jax.serve import budgets
 from urnet_jax.serve.schedule.costs import Costs
@@ -65,46 +64,23 @@ LOADED_S = 0.5
 def main(argv: Sequence[str]) -> None:
     """Runs the command line."""
     with told_to_the_user("Interrupted: the same command goes on where it was stopped."):
-        values = parse(list(argv))
-        network = str(export.bundle_of(values.workdir, "newest").meta.config.data.name)
-        settings = {
-            "many": {"requests": values.requests, "connections": values.connections},
-            "overload": {"minutes": values.minutes, "rows": values.rows,
-                         "deadline_ms": values.deadline_ms},
-            "stops": {"stops": values.stops, "connections": values.connections},
-        }  # fmt: skip
-        run = {"many": many, "overload": overload, "stops": stops}
-        groups = [
-            (part, {"network": network} | settings[part], functools.partial(run[part], values))
-            for part in values.parts.split(",")
-        ]
-        path, _ = results.measure(groups, values, timed=False)
-        print(path)
+        serving_parts.measure(
+            parse(list(argv)),
+            {
+                "many": (many, ["requests", "connections"]),
+                "overload": (overload, ["minutes", "rows", "deadline_ms"]),
+                "stops": (stops, ["stops", "connections"]),
+            },
+        )
 
 
 def parse(argv: list[str]) -> flags.FlagValues:
-    """The command's flags.
-
-    Raises:
-      UserError: one of them is not usable.
-    """
-    values = flags.FlagValues()
-    flags.DEFINE_string("workdir", "", "", flag_values=values)
-    flags.DEFINE_string("parts", ",".join(PARTS), "", flag_values=values)
-    whole = functools.partial(flags.DEFINE_integer, help="", lower_bound=1, flag_values=values)
-    whole("requests", 1_000_000)
-    whole("stops", 50)
-    whole("rows", 16)
-    whole("connections", 32)
-    flags.DEFINE_float("minutes", 10.0, "", lower_bound=1e-3, flag_values=values)
-    flags.DEFINE_float("deadline_ms", 100.0, "", lower_bound=1e-3, flag_values=values)
-    results.define_flags(values, "serving_soak")
-    timing.parse_flags(values, argv, __doc__ or "")
-    if not values.workdir:
-        raise UserError("--workdir is missing; name a calibrated run.")
-    if unknown := [part for part in values.parts.split(",") if part not in PARTS]:
-        raise UserError(f"--parts names {unknown[0]!r}; expected some of {', '.join(PARTS)}.")
-    return values
+    """See `serving_parts.parse`."""
+    return serving_parts.parse(
+        argv, __doc__ or "", "serving_soak", PARTS,
+        {"requests": 1_000_000, "stops": 50, "rows": 16, "connections": 32},
+        {"minutes": 10.0, "deadline_ms": 100.0},
+    )  # fmt: skip
 
 
 def many(values: flags.FlagValues) -> tuple[list[results.Row], dict[str, str]]:

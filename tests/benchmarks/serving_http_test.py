@@ -8,20 +8,7 @@ import sys
 
 import pytest
 
-from benchmarks import serving_http
-from urnet_jax.errors import UserError
-
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-
-
-def test_a_wrong_flag_is_one_sentence():
-    for flags, sentence in (
-        ([], "--workdir is missing"),
-        (["--workdir=x", "--parts=rate,size"], "--parts names 'size'; expected some of latency, "),
-        (["--workdir=x", "--rounds=0"], "rounds=0"),
-    ):
-        with pytest.raises(UserError, match=sentence):
-            serving_http.parse(["serving_http.py", *flags])
 
 
 @pytest.mark.slow

@@ -9,20 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import serving_soak
-from urnet_jax.errors import UserError
-
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-
-
-def test_a_wrong_flag_is_one_sentence():
-    for flags, sentence in (
-        ([], "--workdir is missing"),
-        (["--workdir=x", "--parts=many,few"], "--parts names 'few'; expected some of many, "),
-        (["--workdir=x", "--stops=0"], "stops=0"),
-    ):
-        with pytest.raises(UserError, match=sentence):
-            serving_soak.parse(["serving_soak.py", *flags])
 
 
 @pytest.mark.slow

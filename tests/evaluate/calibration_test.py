@@ -127,6 +127,22 @@ def test_what_it_says_of_itself_is_so(calibrated):
     assert found.error == pytest.approx(np.abs(np.array(found.shares_unseen) - SCALES).mean())
 
 
+def test_the_offset_of_the_whole_network_is_the_edge_and_its_use_has_some_to_spare(calibrated):
+    workdir, found = calibrated
+    run = inspection.load(workdir)
+    fitted, _ = calibration.halves(run, 200)
+    edge = found.offsets[-1]
+    assert found.scales[-1] == 1 and found.offset(1.0) == pytest.approx(edge + kept.SPARE)
+
+    def share(offset: float) -> float:
+        moved = dataclasses.replace(found, offsets=(*found.offsets[:-1], offset - kept.SPARE))
+        whole = dataclasses.replace(run, calibration=moved).evaluate((1.0,), fitted)
+        return float(whole.flops.mean() / whole.full_flops)
+
+    assert edge > 0, "all is open without an offset, so that this shows nothing"
+    assert share(edge) == 1 > share(edge - 3 * calibration.FINE)
+
+
 def test_inspection_and_evaluation_agree(calibrated, tmp_path):
     workdir, _ = calibrated
     job.evaluate_workdir(workdir, scales=SCALES, output=tmp_path)

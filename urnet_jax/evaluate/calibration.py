@@ -5,6 +5,7 @@ share at one S moves usage alone, and bisection finds the one that meets S on gi
 """
 
 import datetime
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -22,7 +23,7 @@ from urnet_jax.data import splits
 from urnet_jax.data.splits import Split
 from urnet_jax.errors import UserError
 from urnet_jax.evaluate import inspection
-from urnet_jax.evaluate.evaluation import check_scales, evaluate
+from urnet_jax.evaluate.evaluation import Offset, check_scales, evaluate
 from urnet_jax.evaluate.run import Run
 from urnet_jax.evaluate.step import EvalStep
 from urnet_jax.runs import calibration, profile
@@ -116,7 +117,12 @@ def fit(
         def shares(asked: Shares, offsets: Shares, split: Split = fitted) -> Shares:
             if split is fitted:  # The others are met.
                 bar.update(len(scales) - len(asked) - bar.n)
-            return _shares(run, step, asked.tolist(), offsets.tolist(), split)
+            given = Calibration(tuple(asked.tolist()), tuple(offsets.tolist()), (), (), (), 0, 0)
+            # What is looked for is the edge itself; others' images are seen as users will see them.
+            plain = functools.partial(np.interp, xp=asked, fp=offsets)
+            return _shares(
+                run, step, given.scales, plain if split is fitted else given.offset, split
+            )
 
         reach = REACH + float(getattr(run.arch, "gate_prior", 0.0))
         offsets, found, before = bisected(shares, np.array(scales), reach, _least(run))
@@ -188,14 +194,13 @@ def bisected(
 
 
 def _shares(
-    run: Run, step: EvalStep, scales: Sequence[float], offsets: Sequence[float], split: Split
+    run: Run, step: EvalStep, scales: Sequence[float], offset: Offset, split: Split
 ) -> Shares:
     """The mean share of FLOPs at each S with its offset."""
-    given = Calibration(tuple(scales), tuple(offsets), (), (), (), 0, 0)
     evaluation = evaluate(
         step, *run.variables, split, run.config, scales,
         min(run.config.eval.batch_size, split.num_examples), progress=False, mesh=run.mesh,
-        offset=given.offset,
+        offset=offset,
     )  # fmt: skip
     return evaluation.flops.mean(axis=1) / evaluation.full_flops
 

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 
-from helpers.profiles import PROFILE, SECONDS
+from helpers.profiles import FLAT, PROFILE, SECONDS
 from urnet_jax.errors import UserError
 from urnet_jax.runs.profile import Profile
 from urnet_jax.serve.schedule.costs import Costs
+from urnet_jax.serve.schedule.request import Request
+from urnet_jax.serve.schedule.scheduler import Scheduler
 
 
 def test_what_a_batch_takes():
@@ -49,3 +51,14 @@ def test_times_follow_what_is_observed_and_sooner_if_it_is_more():
     assert wild.correction == pytest.approx(1.9)
     with pytest.raises(UserError, match="holds one S, and a server chooses among several"):
         Costs(Profile((1.0,), (84.0,), (1.0,), 9, (1,), ((0.1,),)))
+
+
+def test_what_waits_takes_what_it_takes_on_a_network_that_is_swapped_in():
+    scheduler, other = Scheduler(Costs(PROFILE)), Costs(FLAT)
+    scheduler.costs.correction = 1.5
+    for rows in (1, 8):
+        scheduler.admit(Request(rows, 0.0, 1.0, 0.4), 0.0)
+    scheduler.replace_costs(other)
+    assert other.correction == 1.5 and len(scheduler.waiting) == 2 and scheduler.waiting.rows == 9
+    expected = sum(other.least_of(rows, 0.4).rows for rows in (1, 8))
+    assert scheduler.waiting.least_rows() == pytest.approx(expected)

@@ -78,10 +78,15 @@ def test_requests_that_are_made_from_it_break_nothing(server, tmp_path):
         # It would load the network again and again.
         "--exclude-path-regex=/models/[^/]+/load$",
     ]  # fmt: skip
+    before = answered(server)
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout
     made = re.search(r"(\d+) generated, (\d+) passed", done.stdout)
     assert made and made[1] == made[2] and int(made[1]) > 200, done.stdout
     assert server.ask("/v2/health/ready")[0] == 200
-    # Some of them were answered.
-    assert b'urnet_requests_total{outcome="answered"} 0.0' not in server.ask("/metrics")[1]
+    assert answered(server) > before  # The document's own example, at least.
+
+
+def answered(server: Server) -> int:
+    stats = server.ask("/v2/models/digits/stats")[1]["model_stats"][0]
+    return stats["inference_stats"]["success"]["count"]
