@@ -5,10 +5,11 @@ r"""Channel gates trained with and without batch-shaping, beside block gates and
 
 Trains from one plain network: ResNet-BAS, whose gates see the image alone, for three prices of an
 open gate (`l0.weight`), each with and without batch-shaping; a network whose channel gates follow
-S; and one whose block gates do, with and without batch-shaping. Evaluates each, those that follow S
-calibrated, and writes a JSON file, gates.csv, a table and a plot.
+S; one whose block gates do, with and without batch-shaping; and one with both kinds of gates.
+Evaluates each, those that follow S calibrated, and writes a JSON file, gates.csv, a table and a
+plot.
 
---rows          sets of rows (bas, channels, blocks), separated by commas; default: all
+--rows          sets of rows (bas, channels, blocks, both), separated by commas; default: all
 --base          resnet20 (default), resnet32, ...
 --data          cifar10 (default), cifar100, or digits, to try it out
 --data_dir      a prepared TFDS data_dir; the digits need none
@@ -53,8 +54,9 @@ SCALES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 STEADY = trained.STEADY | {"eval.scales": SCALES, "gates.epochs": 0.0, "pretrain.epochs": 0.0}
 """Fields of all runs."""
 
-BLOCKS, SHORT, RESIZABLE = (
+BLOCKS, SHORT, RESIZABLE, BOTH = (
     "cifar10_resnet20", "cifar10_resnet20_bas:short", "cifar10_resnet20_bas:resizable",
+    "cifar10_resnet20_bas:both",
 )  # fmt: skip
 
 ROWS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
@@ -68,6 +70,7 @@ ROWS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         "blocks by S": (BLOCKS, {}),
         "blocks by S shaped": (BLOCKS, {"shaping.weight": 1.0, "shaping.mean": "scale"}),
     },
+    "both": {"blocks and channels by S": (BOTH, {})},
 }
 """Networks by set and name, each with its config and what it changes there."""
 

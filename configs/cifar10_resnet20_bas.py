@@ -8,8 +8,9 @@ DIR is a prepared TFDS data_dir, the folder that holds `cifar10`. The word behin
 the row, `short` by default, which differs from configs/cifar10_resnet20.py only in what is listed
 here; that config says what every field means.
 
-Hardware: `short` and `resizable` are meant for two CPU cores. `short` was run for 4 epochs from a
-plain network, see results/shaping: about 10 minutes; for all its epochs, and the other rows, not.
+Hardware: `short`, `resizable` and `both` are meant for two CPU cores. `short` was run for 4 epochs
+from a plain network, see results/shaping: about 10 minutes; for all its epochs, and the other rows,
+not.
 """
 
 import ml_collections
@@ -27,6 +28,7 @@ MODEL = {
     "precision": "highest",
     "scan": "auto",
     "gate_group": 1,  # channels of one gate; 1 is the paper's
+    "gate_blocks": False,  # blocks have gates of their own too
     "gate_hidden": 16,  # units of the hidden layer of a block's gates
     "gate_scale": False,  # gates see the image alone: one network, one cost
     "gate_prior": 0.0,  # of gates that see S, as in configs/cifar10_resnet20.py
@@ -85,6 +87,8 @@ ROWS = {
         "model.gate_bias": 0.0,
     },
 }
+# Gates of blocks and of channels, under one S.
+ROWS["both"] = ROWS["resizable"] | {"model.gate_blocks": True}
 
 
 def get_config(row: str = "short") -> ml_collections.ConfigDict:

@@ -6,8 +6,8 @@ r"""Channel gates on CIFAR-10 (Bejnordi et al. 2020, 1907.06627), with a ResNet-
 
 configs/cifar10_resnet20_bas.py with a deeper network: its rows are that one's, `short` by default.
 
-Not run here. Hardware: `short` and `resizable` are meant for two CPU cores. Time and accuracy: not
-measured.
+Not run here. Hardware: `short`, `resizable` and `both` are meant for two CPU cores. Time and
+accuracy: not measured.
 """
 
 import ml_collections

@@ -165,6 +165,7 @@ LATER: dict[str, Any] = {
     "model.gate_network": "block",
     "model.gate_prior": 0.0,
     "model.gate_norm": False,
+    "model.gate_blocks": False,
     "gate.straight_through": False,
     "gate.noise": False,
     "gate.temperature": 1.0,

@@ -83,7 +83,7 @@ def test_with_and_without_shaping_differ_in_that_alone():
     values = shaping.parse(["shaping.py", "--data=digits"])
     asked = shaping.asked(values, 3)
     settings = {name: trained.settings_of(*of_one) for name, of_one in asked.items()}
-    assert len(settings) == 2 * len(shaping.PRICES) + 3
+    assert len(settings) == 2 * len(shaping.PRICES) + 4
     for price in shaping.PRICES:
         shaped, plain = settings[f"price {price:g}"], settings[f"price {price:g} unshaped"]
         assert [name for name in shaped if shaped[name] != plain[name]] == ["shaping.weight"]

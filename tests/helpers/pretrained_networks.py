@@ -25,6 +25,7 @@ ARCHS = {
         "imagenet", 50, 5, image_size=32, width=16, shortcut="B", gate_reduction=16
     ),
     "channels": ChannelGated("cifar", 14, 5, image_size=8, width=4, gate_group=2),
+    "both": ChannelGated("cifar", 14, 5, image_size=8, width=4, gate_group=2, gate_blocks=True),
     "bottleneck channels": ChannelGated(
         "imagenet", 50, 5, image_size=32, width=4, shortcut="B", gate_scale=False
     ),

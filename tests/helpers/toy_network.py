@@ -121,6 +121,9 @@ class ToyUnit(nnx.Module):
     def shortcut(self, x: Any, mode: Mode) -> Any:
         return x
 
+    def mask(self, gates: Any) -> Any:
+        return gates
+
     def residual(self, x: Any, mask: Any, mode: Mode) -> Any:
         first, second = mask[:, None, None, :1], mask[:, None, None, 1:]
         inner = jnp.tanh(self.conv1(x))

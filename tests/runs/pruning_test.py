@@ -17,6 +17,7 @@ from urnet_jax.runs.pruning import pruned
 ARCHS = {
     "basic": ChannelGated("cifar", 14, 5, image_size=8, width=4, gate_group=2),
     "bottleneck": ChannelGated("imagenet", 50, 5, 32, width=4, shortcut="B", gate_group=2),
+    "both": ChannelGated("cifar", 14, 5, image_size=8, width=4, gate_group=2, gate_blocks=True),
 }
 
 
@@ -24,6 +25,9 @@ def drawn(arch: ChannelGated) -> np.ndarray:
     """Gates by chance, but of the second block none, and of the third none of its first layer."""
     used = np.random.default_rng(0).random(arch.num_gates) < 0.6
     block, groups = arch.gates_of_block(arch.stages[0]), arch.groups(arch.stages[0])
+    if arch.gate_blocks:
+        starts = np.cumsum([0, *(b.num_gates for b in arch.cost.blocks)])
+        used[starts[:-1]] = True
     used[block : 2 * block] = False
     if arch.family == "imagenet":
         used[2 * block : 2 * block + groups] = False
@@ -63,6 +67,7 @@ def widened(small, arch, used):
     whole, start = dict(small), 0
     for s, stage in enumerate(arch.stages, 1):
         for n in range(stage.num_blocks):
+            start += arch.gate_blocks
             for layer in range(1, len(stage.convolutions(entry=False))):
                 own = np.repeat(used[start : start + arch.groups(stage)], arch.gate_group)
                 start += arch.groups(stage)

@@ -73,17 +73,11 @@ class Architecture(Residual):
     def opens_at(self) -> tuple[float, ...]:
         """The S at which each block opens by the prior alone, so that S is the share of FLOPs.
 
-        First come the blocks that change shape, then the first of the other stages, then one of
-        each stage in turn, from the last stage on. A block opens where S is nearer to the share
-        with it than to that without.
+        They open in `block_order`, each where S is nearer to the share with it than to that
+        without.
         """
-        entries, places, start = [], [], 0
-        for n, stage in enumerate(self.stages):
-            entries.append((not stage.changes_shape, n, start))
-            places += [(i, -n, start + i) for i in range(1, stage.num_blocks)]
-            start += stage.num_blocks
         share, opens = self.cost.always_macs / self.cost.full_macs, [0.0] * self.num_blocks
-        for *_, block in sorted(entries) + sorted(places):
+        for block in self.block_order:
             own = int(self.cost.unit_macs[block]) / self.cost.full_macs
             opens[block] = share + own / 2
             share += own

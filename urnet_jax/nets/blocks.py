@@ -57,6 +57,10 @@ class Block(nnx.Module):
         """True but for an entry block that changes shape: what enters is a ReLU's output."""
         return self.resize is None
 
+    def mask(self, gates: Float[Array, "B g"]) -> Float[Array, "B g"]:
+        """The gates as they are."""
+        return gates
+
     def residual(self, x: Features, mask: Float[Array, "B g"], mode: Mode) -> Features:
         """Gate * F(X)."""
         for i in range(1, self.num_convs):

@@ -97,9 +97,9 @@ class Output:
 
 @runtime_checkable
 class Unit(Protocol):
-    """What gates can skip: Y = merge(shortcut(X), residual(X, mask)).
+    """What gates can skip: Y = merge(shortcut(X), residual(X, mask(gates))).
 
-    A sample skips a unit where all of the gates that mask its residual are 0.
+    A sample skips a unit where its whole mask is 0.
     """
 
     @property
@@ -112,6 +112,10 @@ class Unit(Protocol):
 
     def shortcut(self, x: Features, mode: Mode) -> Features:
         """What a sample that skips the unit goes on with, but for `merge`."""
+        ...
+
+    def mask(self, gates: Float[Array, "B g"]) -> Float[Array, "B g"]:
+        """What gates come to: themselves, or 0 where another gate leaves them nothing to switch."""
         ...
 
     def residual(self, x: Features, mask: Float[Array, "B g"], mode: Mode) -> Features:

@@ -51,7 +51,7 @@ def choose(arch: Any, mode: Mode, batch_size: int, platform: str | None = None) 
 def run_gated(
     unit: Unit, x: Features, summary: Summary | None, inputs: GateInputs, mode: Mode
 ) -> tuple[Features, Summary | None, GatesAndLogits]:
-    """A unit's output, its summary, and the gates that masked its residual, with their logits.
+    """A unit's output, its summary, and the mask of its residual, with the logits of its gates.
 
     Gates that are given have no logits. A summary is only given and returned where the execution
     carries it from unit to unit.
@@ -61,7 +61,7 @@ def run_gated(
         seen = unit.summary(x) if summary is None else summary
         logits = unit.score(seen, inputs.scale, mode)
         logits = logits if inputs.offset is None else logits + inputs.offset
-    gates = decide(logits, inputs, mode)
+    gates = unit.mask(decide(logits, inputs, mode))
     if mode.execution != "dense":
         return *run_unit(unit, x, summary, gates, mode.execution), (gates, logits)
     residual = unit.residual(x, gates, mode)

@@ -124,6 +124,20 @@ class Residual:
         """Residual blocks."""
         return sum(stage.num_blocks for stage in self.stages)
 
+    @property
+    def block_order(self) -> tuple[int, ...]:
+        """The blocks, by their place in the network, in the order in which priors open them.
+
+        First come those that change shape, then the first of the other stages, then one of each
+        stage in turn, from the last stage on.
+        """
+        entries, places, start = [], [], 0
+        for n, stage in enumerate(self.stages):
+            entries.append((not stage.changes_shape, n, start))
+            places += [(i, -n, start + i) for i in range(1, stage.num_blocks)]
+            start += stage.num_blocks
+        return tuple(block for *_, block in sorted(entries) + sorted(places))
+
     def gates_of_block(self, stage: StageSpec) -> int:
         """Gates of each of a stage's blocks; one, which in a plain network is always open."""
         del stage

@@ -25,6 +25,7 @@ def pruned(tensors: Tensors, arch: ChannelGated, used: Bool[np.ndarray, " G"]) -
     for s, stage in enumerate(arch.stages, 1):
         layers = len(stage.convolutions(entry=False)) - 1
         for n in range(stage.num_blocks):
+            start += arch.gate_blocks
             for layer in range(1, layers + 1):
                 own = np.repeat(used[start : start + arch.groups(stage)], arch.gate_group)
                 _cut(kept, f"layer{s}.{n}", layer, own, last=layer == layers)

@@ -122,6 +122,7 @@ def _gates(shapes: Mapping[str, Shape]) -> dict[str, Any]:
         channels, seen = shapes["layer1.0.conv1.weight"][:2]
         scale = shapes.get("layer1.0.gate.fc1.weight", (0, seen))[1] > seen
         return {"gate_network": "channels", "gate_group": channels * layers // last[0],
+                "gate_blocks": "layer1.0.gate.block.weight" in shapes,
                 "gate_hidden": hidden[0], "gate_scale": scale}  # fmt: skip
     external = any(name.startswith("gate.") for name in shapes)
     normed = any(".gate.norm." in name for name in shapes)

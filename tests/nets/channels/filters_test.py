@@ -1,5 +1,6 @@
 """Gathering the filters of open channels, against computing all and masking."""
 
+import dataclasses
 import functools
 import os
 import pathlib
@@ -23,6 +24,7 @@ from urnet_jax.nets.mode import Execution, Mode
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 SMALL = ChannelGated("cifar", 8, 5, image_size=8, width=12)  # 12, 24 and 48 gates of one channel
 GROUPED = ChannelGated("cifar", 14, 5, image_size=8, width=4, gate_group=2)
+BOTH = dataclasses.replace(GROUPED, gate_blocks=True)
 LARGE = ChannelGated("imagenet", 50, 5, image_size=224, width=64, shortcut="B")
 
 
@@ -53,7 +55,7 @@ def test_capacities_by_hand():
     assert filters.capacities(64) == tuple(range(0, 65, 8))
 
 
-@pytest.mark.parametrize("arch", [SMALL, GROUPED], ids=["single", "groups"])
+@pytest.mark.parametrize("arch", [SMALL, GROUPED, BOTH], ids=["single", "groups", "both"])
 @pytest.mark.parametrize("usage", [0.1, 0.6, 1.0])
 def test_single_channels_and_groups_equal_dense(arch, usage):
     images, gates = drawn(arch, 6, usage)

@@ -33,6 +33,10 @@ ARCHS = {
     "single": ChannelGated("cifar", 8, 5, image_size=9, width=4, shortcut="B", gate_hidden=3),
     "one cost": ChannelGated("cifar", 8, 5, image_size=8, width=4, gate_scale=False),
     "bottleneck": TwoStages("imagenet", 50, 5, image_size=16, width=4, shortcut="B", gate_group=2),
+    "both": ChannelGated("cifar", 14, 5, image_size=8, width=4, gate_group=2, gate_blocks=True),
+    "both, bottleneck": TwoStages(
+        "imagenet", 50, 5, image_size=16, width=4, shortcut="B", gate_group=2, gate_blocks=True
+    ),
 }
 each_arch = pytest.mark.parametrize("name", ARCHS)
 
@@ -53,6 +57,7 @@ class Pruned(Reference):
                 name, stop = f"stage{i}/{n}", start + arch.gates_of_block(spec)
                 logits = self.scores(x, scale, f"{name}/gate")
                 own = np.asarray(logits >= 0)[0] if gates is None else gates[start:stop]
+                own = self.left(own)
                 entry = n == 0 and spec.changes_shape
                 y = self.padded(x, name, spec) if entry else x
                 f = self.open_residual(x, name, spec, spec.stride if n == 0 else 1, own)
@@ -73,13 +78,23 @@ class Pruned(Reference):
         if self.arch.gate_scale:
             seen = jnp.concatenate([seen, jnp.asarray(scale)[:, None]], axis=1)
         hidden = self.norm(seen @ self.params[f"{name}/fc1/kernel"], f"{name}/bn")
-        return self.linear(jnp.maximum(hidden, 0), f"{name}/fc2")
+        hidden = jnp.maximum(hidden, 0)
+        whole = [self.linear(hidden, f"{name}/block")] if self.arch.gate_blocks else []
+        return jnp.concatenate([*whole, self.linear(hidden, f"{name}/fc2")], axis=1)
+
+    def left(self, gates: Any) -> Any:
+        """Gates without those that another one leaves nothing."""
+        if not self.arch.gate_blocks:
+            return gates
+        closed = not gates[0] or not gates[1:].any()
+        return np.zeros_like(gates) if closed else gates
 
     def open_residual(self, x: Any, name: str, spec: Any, stride: int, gates: Any) -> Any:
         strides = [stride, 1] if spec.block == "basic" else [1, stride, 1]
+        channels = np.asarray(gates)[self.arch.gate_blocks :]
         layers = [
             np.flatnonzero(np.repeat(g, self.arch.gate_group))
-            for g in np.split(np.asarray(gates), len(strides) - 1)
+            for g in np.split(channels, len(strides) - 1)
         ]
         if not layers[-1].size:
             return None
@@ -111,7 +126,7 @@ def test_masking_is_leaving_out(name):
     images, scale = inputs(arch)
     prediction, gates, _ = apply(*network(arch), images, scale)
     gates = np.asarray(gates)
-    assert gates.shape == (BATCH, arch.num_gates) and 0.1 < gates.mean() < 0.9
+    assert gates.shape == (BATCH, arch.num_gates) and 0.05 < gates.mean() < 0.9
     for n in range(BATCH):
         logits, own = Pruned(arch)(images[n : n + 1], scale[n : n + 1])
         np.testing.assert_array_equal(gates[n], own)
@@ -126,9 +141,10 @@ def test_the_cost_of_an_image_is_what_the_open_channels_multiply(name):
     for share in (0.2, 0.5, 0.9, 1.0):
         gates = (rng.random(arch.num_gates) < share).astype(np.float32)
         start = 0
-        for block in arch.cost.blocks:  # Some channel of each layer, that nothing is left out.
-            gates[start : start + block.num_gates : block.groups] = 1
-            start += block.num_gates
+        for block in arch.cost.blocks:  # Some channel of each layer, that nothing is left out,
+            stop = start + block.num_gates
+            gates[start + block.whole : stop : block.groups] = 1
+            start = stop  # but for a block that is closed whole.
         run = Pruned(arch)
         traced = jax.make_jaxpr(lambda x, s: run(x, s, gates)[0])(images[:1], scale[:1])  # noqa: B023
         assert traced_macs(traced.jaxpr) == macs_per_sample(arch, gates[None])[0]
@@ -159,6 +175,34 @@ def test_the_cost_of_a_basic_block_and_of_a_bottleneck_by_hand():
     soft[0, :2] = 0.25
     share = wide.cost.share(soft)[0] * wide.cost.full_macs
     assert share == pytest.approx(wide.cost.always_macs + 64 * (64 * 16 + 9 * 16 * 64 + 64 * 256))
+
+
+def test_a_block_that_is_closed_costs_nothing_whatever_its_channels_are():
+    basic = ChannelGated("cifar", 8, 10, image_size=32, gate_group=8, gate_blocks=True)
+    assert [block.num_gates for block in basic.cost.blocks] == [3, 5, 9]
+    assert basic.num_gates == 17 and [n for _, n in basic.gate_groups] == [3, 5, 9]
+    gates = np.zeros((3, basic.num_gates), np.float32)
+    gates[0, 1:3] = gates[1, :2] = gates[2, :3] = 1
+    half = 9 * 16 * 8 * 32 * 32 * 2
+    expected = basic.cost.always_macs + np.array([0, half, 2 * half])
+    np.testing.assert_array_equal(macs_per_sample(basic, gates), expected)
+    # A gate of a block that is open with a probability halves what its channels cost.
+    gates[2, 0] = 0.5
+    found = basic.cost.share(gates)[2] * basic.cost.full_macs
+    assert found == pytest.approx(basic.cost.always_macs + half)
+
+
+def test_priors_of_both_kinds_of_gates_open_one_block_after_another():
+    """By hand, for three blocks of 2, 4 and 8 groups: the last two change shape."""
+    arch = ChannelGated("cifar", 8, 10, image_size=32, gate_group=8, gate_blocks=True)
+    assert arch.block_order == (1, 2, 0)
+    opens, full = np.array(arch.opens_at), arch.cost.full_macs
+    macs = [sum(block.macs) for block in arch.cost.blocks]
+    low, middle = arch.cost.always_macs, arch.cost.always_macs + macs[1]
+    quarters = np.array([1, 3, 5, 7]) / 8
+    np.testing.assert_allclose(opens[3:8], [low / full, *(low + macs[1] * quarters) / full])
+    assert opens[8] == middle / full and opens[0] == (middle + macs[2]) / full
+    assert opens[2] == pytest.approx(1 - macs[0] / 4 / full)
 
 
 def test_networks_of_billions_are_counted_in_jax_too():
@@ -196,7 +240,7 @@ def test_published_networks_cost_what_is_published(depth, published, by_density)
 
 
 @each_execution
-@pytest.mark.parametrize("name", ["basic", "bottleneck"])
+@pytest.mark.parametrize("name", ["basic", "bottleneck", "both", "both, bottleneck"])
 def test_every_execution_equals_dense(name, how: Execution):
     arch = ARCHS[name]
     images, scale = inputs(arch)

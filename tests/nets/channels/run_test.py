@@ -122,6 +122,39 @@ def test_with_all_channels_the_plain_network_answers_as_is_printed(resizable, tm
     assert f"{right:.2f} % as this plain network" in printed
 
 
+def test_blocks_and_channels_under_one_s(tiny, tmp_path, capsys):
+    """Trained, evaluated in two executions, exported and taken back, and cut."""
+    workdir, config = tmp_path / "run", channel_config(tiny, SEEN | {"gate_blocks": True})
+    loop.train_and_evaluate(config, workdir)
+    found = []
+    for how in ("dense", "auto"):
+        summary = job.evaluate_workdir(
+            workdir, scales=(0.4, 1.0), execution=how, output=tmp_path / how
+        )
+        found.append(summary[["top1_percent", "flops_mean", "distinct_paths"]].to_numpy())
+    np.testing.assert_allclose(*found)
+    run: Any = inspection.load(workdir)
+    assert "block- and channel-gated ResNet-8" in capsys.readouterr().out
+    gates, start = run.evaluate((0.4,)).gates[0], 0
+    for block in run.arch.cost.blocks:  # A block is open if some of its channels are.
+        own = gates[:, start : start + block.num_gates]
+        np.testing.assert_array_equal(own[:, 0], own[:, 1:].any(axis=1))
+        start += block.num_gates
+    again = config.copy_and_resolve_references()
+    again.init["from"] = str(tmp_path / "x.safetensors")
+    export.export_workdir(workdir, again.init["from"], "newest")
+    _, *expected = load_network(workdir)
+    jax.tree.map(
+        np.testing.assert_array_equal, pretrained.initial_variables(again), tuple(expected)
+    )
+    again.model.gate_blocks = False
+    with pytest.raises(UserError, match="gate_blocks False, not True"):
+        pretrained.initial_variables(again)
+    pruning.prune_workdir(workdir, tmp_path / "small.safetensors", 0.4, images=100)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "17 blocks and groups of 8 channels are used" in printed
+
+
 def test_its_gates_are_found_by_type(resizable):
     _, config = resizable
     paths = network.gate_paths(*config_lib.network(config))
@@ -180,8 +213,8 @@ def test_what_contradicts_itself_is_one_sentence(tiny, model, fields, sentence):
 @pytest.mark.parametrize(
     ("name", "rows"),
     [
-        ("cifar10_resnet20_bas", ("paper", "short", "resizable")),
-        ("cifar10_resnet32_bas", ("paper", "short", "resizable")),
+        ("cifar10_resnet20_bas", ("paper", "short", "resizable", "both")),
+        ("cifar10_resnet32_bas", ("paper", "short", "resizable", "both")),
         ("imagenet_resnet18_bas", ("paper", "resizable")),
         ("imagenet_resnet34_bas", ("paper", "resizable")),
         ("imagenet_resnet50_bas", ("paper", "resizable")),
@@ -191,7 +224,7 @@ def test_the_shipped_rows_are_whole(name, rows):
     for row in rows:
         config = config_lib.load(f"{name}:{row}")
         config_lib.validate(config)
-        assert config_lib.heeds_scale(config) == (row == "resizable")
+        assert config_lib.heeds_scale(config) == (row in ("resizable", "both"))
         arch = config_lib.architecture(config)
         assert f"resnet{arch.depth}_bas" in name and name.startswith(arch.family)
     with pytest.raises(

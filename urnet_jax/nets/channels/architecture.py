@@ -1,4 +1,4 @@
-"""What a residual network whose gates skip channels is made of, as plain numbers.
+"""What a residual network whose gates skip channels, and blocks, is made of, as plain numbers.
 
 (Bejnordi, Blankevoort and Welling, "Batch-Shaping for Learning Conditional Channel Gated Networks",
 1907.06627.)
@@ -7,6 +7,8 @@
 import dataclasses
 import functools
 from typing import ClassVar
+
+import numpy as np
 
 from urnet_jax.nets.channels.cost import BlockCost, ChannelCost
 from urnet_jax.nets.cost import Linear
@@ -22,6 +24,8 @@ class ChannelGated(Residual):
 
     Attributes, beside those of `Residual`:
       gate_group: channels of one gate; 1 is the paper's.
+      gate_blocks: whether each block has a gate of its own too, the first of its gates, which lets
+        it run at all; so S is met by whole blocks and by channels in them.
       gate_hidden: units of the hidden layer of a block's gates; the paper has 16.
       gate_scale: whether gates see S. Without, as in the paper, the network has one cost.
       gate_prior: a, which adds a * (S - r) to the logits of each gate, r being where it opens by
@@ -35,6 +39,7 @@ class ChannelGated(Residual):
     external: ClassVar[None] = None
 
     gate_group: int = 1
+    gate_blocks: bool = False
     gate_hidden: int = 16
     gate_scale: bool = True
     gate_prior: float = 0.0
@@ -60,7 +65,8 @@ class ChannelGated(Residual):
     @property
     def gate_noun(self) -> str:
         """What its gates switch, for people."""
-        return "channels" if self.gate_group == 1 else f"groups of {self.gate_group} channels"
+        groups = "channels" if self.gate_group == 1 else f"groups of {self.gate_group} channels"
+        return f"blocks and {groups}" if self.gate_blocks else groups
 
     @property
     def gathers_filters(self) -> bool:
@@ -74,8 +80,9 @@ class ChannelGated(Residual):
         return stage.mid_channels // self.gate_group
 
     def gates_of_block(self, stage: StageSpec) -> int:
-        """Those of each layer between two convolutions."""
-        return self.groups(stage) * (len(stage.convolutions(entry=False)) - 1)
+        """The block's own, where it has one, and those of each layer between two convolutions."""
+        layers = len(stage.convolutions(entry=False)) - 1
+        return self.gate_blocks + self.groups(stage) * layers
 
     def gate_layers(self, stage: StageSpec, channels: int) -> tuple[Linear, Linear]:
         """A block's gates over `channels` features: pooled, and S, to hidden units, to logits."""
@@ -102,39 +109,51 @@ class ChannelGated(Residual):
                 for convolution in convolutions:
                     macs.append(convolution.macs(size))
                     size = convolution.output_size(size)
-                blocks.append(BlockCost(self.groups(stage), tuple(macs)))
+                blocks.append(BlockCost(self.groups(stage), tuple(macs), self.gate_blocks))
         return ChannelCost(always + gate_macs, tuple(blocks), gate_macs, stem_macs)
 
     @functools.cached_property
     def opens_at(self) -> tuple[float, ...]:
         """The S at which each gate opens by the prior alone, so that S is the share of FLOPs.
 
-        All layers of channels widen together. A gate opens where S is nearer to the share with it
-        than to that without.
+        All layers of channels widen together or, where blocks have gates too, those of one block
+        after another, in `block_order`, each block opening with its first channels. A gate opens
+        where S is nearer to the share with it than to that without.
         """
-        order, starts, start = [], [], 0
-        for b, block in enumerate(self.cost.blocks):
-            starts.append(start)
-            for layer in range(len(block.macs) - 1):
-                order += [((k + 1) / block.groups, b, layer, k) for k in range(block.groups)]
-            start += block.num_gates
-        opens = [0.0] * self.num_gates
-        counts = [[0] * (len(block.macs) - 1) for block in self.cost.blocks]
-        used = [block.used(count) for block, count in zip(self.cost.blocks, counts, strict=True)]
-        share, total = (self.cost.always_macs + sum(used)) / self.cost.full_macs, 0.0
-        for _, b, layer, k in sorted(order):
+        blocks, full, opens = self.cost.blocks, self.cost.full_macs, [0.0] * self.num_gates
+        starts = np.cumsum([0, *(block.num_gates for block in blocks)]).tolist()
+        counts = [[0] * (len(block.macs) - 1) for block in blocks]
+        used, macs = [0] * len(blocks), self.cost.always_macs
+        for b, layer, k in self._widening():
             counts[b][layer] += 1
-            after = self.cost.blocks[b].used(counts[b])
-            total, used[b] = (after - used[b]) / self.cost.full_macs, after
-            opens[starts[b] + layer * self.cost.blocks[b].groups + k] = share + total / 2
-            share += total
+            added, used[b] = blocks[b].used(counts[b]) - used[b], blocks[b].used(counts[b])
+            if self.gate_blocks and layer == k == 0:
+                opens[starts[b]] = macs / full
+            place = starts[b] + self.gate_blocks + layer * blocks[b].groups + k
+            opens[place] = (macs + added / 2) / full
+            macs += added
         return tuple(opens)
+
+    def _widening(self) -> list[tuple[int, int, int]]:
+        """Block, layer and group of each gate of channels, in the order in which priors open them.
+
+        Of the same share of their layers those of earlier blocks come first.
+        """
+        place = {block: n for n, block in enumerate(self.block_order)}
+        order = []
+        for b, block in enumerate(self.cost.blocks):
+            for layer in range(len(block.macs) - 1):
+                for k in range(block.groups):
+                    turn = place[b] if self.gate_blocks else 0
+                    order.append((turn, (k + 1) / block.groups, b, layer, k))
+        return [gate[-3:] for gate in sorted(order)]
 
     def describe(self) -> str:
         """For people: 'channel-gated ResNet-20 (cifar, width 16, shortcut A, groups of 8) ...'."""
         scale = "" if self.gate_scale else ", one cost"
+        kind = "block- and channel-gated" if self.gate_blocks else "channel-gated"
         return (
-            f"channel-gated {self.name} ({self.family}, width {self.width}, shortcut "
+            f"{kind} {self.name} ({self.family}, width {self.width}, shortcut "
             f"{self.shortcut}, groups of {self.gate_group}{scale}) for {self.num_classes} classes "
             f"at {self.image_size} px"
         )

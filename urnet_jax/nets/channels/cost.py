@@ -1,4 +1,4 @@
-"""What a residual network costs whose gates each let a group of channels run: products of masks."""
+"""What a residual network costs whose gates let groups of channels run: products of masks."""
 
 import dataclasses
 from typing import Any
@@ -13,15 +13,21 @@ class BlockCost:
     Attributes:
       groups: gates of each of those layers of channels.
       macs: of each convolution, with all of its channels.
+      whole: whether a gate before those lets the whole block run.
     """
 
     groups: int
     macs: tuple[int, ...]
+    whole: bool = False
 
     @property
     def num_gates(self) -> int:
         """Of the block."""
-        return self.groups * (len(self.macs) - 1)
+        return self.groups * (len(self.macs) - 1) + self.whole
+
+    def of_channels(self, gates: Any) -> Any:
+        """Of the block's gates, [B, g], those of its channels, 0 where the block does not run."""
+        return gates[:, 1:] * gates[:, :1] if self.whole else gates
 
     def used(self, counts: list[Any]) -> Any:
         """Multiply-adds where so many gates of each layer are open: a convolution needs the open
@@ -75,9 +81,8 @@ class ChannelCost:
         if gates.dtype != np.int64:
             total = float(total)  # Beyond int32, which is all that JAX has.
         for block in self.blocks:
-            counts = []
-            for _ in block.macs[1:]:
-                counts.append(gates[:, start : start + block.groups].sum(axis=1))
-                start += block.groups
-            total = total + block.used(counts)
+            own = block.of_channels(gates[:, start : start + block.num_gates])
+            ends = range(block.groups, own.shape[1] + 1, block.groups)
+            counts = [own[:, end - block.groups : end].sum(axis=1) for end in ends]
+            total, start = total + block.used(counts), start + block.num_gates
         return total

@@ -1,5 +1,6 @@
-"""Residual networks whose gates skip channels (Bejnordi et al. 2020, 1907.06627)."""
+"""Residual networks whose gates skip channels, and blocks (Bejnordi et al. 2020, 1907.06627)."""
 
+import functools
 from typing import Any
 
 import jax.numpy as jnp
@@ -21,7 +22,8 @@ from urnet_jax.nets.resnet import ResNet
 class ChannelGates(nnx.Module):
     """Scores the channels of one block from the features that enter it, and S where they heed it.
 
-    Global average pool -> linear to 16 -> BatchNorm -> ReLU -> linear to a logit for each gate.
+    Global average pool -> linear to 16 -> BatchNorm -> ReLU -> linear to a logit for each gate. A
+    gate of the whole block, where there is one, has a last layer of its own and the first logit.
     """
 
     def __init__(
@@ -44,10 +46,12 @@ class ChannelGates(nnx.Module):
             rngs=rngs,
         )  # fmt: skip
         self.bn = nnx.BatchNorm(last.inputs, momentum=0.9, epsilon=1e-5, rngs=rngs)
-        self.fc2 = nnx.Linear(
-            *last, kernel_init=last_layer_init(arch.gate_prior > 0), precision="highest",
-            bias_init=nnx.initializers.constant(bias), rngs=rngs,
+        scores = functools.partial(
+            nnx.Linear, last.inputs, kernel_init=last_layer_init(arch.gate_prior > 0),
+            bias_init=nnx.initializers.constant(bias), precision="highest", rngs=rngs,
         )  # fmt: skip
+        self.fc2 = scores(last.outputs - arch.gate_blocks)
+        self.block = scores(1) if arch.gate_blocks else None
         mark_as_gate(self)
 
     def __call__(
@@ -57,7 +61,11 @@ class ChannelGates(nnx.Module):
         if self.heeds:
             summary = jnp.concatenate([summary, scale[:, None].astype(jnp.float32)], axis=-1)
         hidden = self.bn(self.fc1(summary), use_running_average=mode.gates_batch_norm == "running")
-        return self.fc2(nnx.relu(hidden))
+        hidden = nnx.relu(hidden)
+        channels = self.fc2(hidden)
+        if self.block is None:
+            return channels
+        return jnp.concatenate([self.block(hidden), channels], axis=-1)
 
 
 class ChannelBlock(Block):
@@ -69,12 +77,20 @@ class ChannelBlock(Block):
     """
 
     def _make_gate(self, arch: Any, spec: StageSpec, build: Build, rngs: nnx.Rngs) -> None:
-        self.groups, self.group = arch.groups(spec), arch.gate_group
+        self.group, self.whole = arch.gate_group, arch.gate_blocks
         self.gate: nnx.Module = ChannelGates(arch, spec, self.inputs, build.gate_bias, rngs)
+
+    def mask(self, gates: Float[Array, "B g"]) -> Float[Array, "B g"]:
+        """A closed block closes its channels, and one without any open channel is closed."""
+        if not self.whole:
+            return gates
+        block, channels = gates[:, :1], gates[:, 1:]
+        any_open = lax.stop_gradient((channels > 0).any(axis=1, keepdims=True))
+        return jnp.concatenate([block * any_open, block * channels], axis=1)
 
     def residual(self, x: Features, mask: Float[Array, "B g"], mode: Mode) -> Features:
         """F(X), by the gates of each layer of channels in turn."""
-        layers = jnp.split(mask, self.num_convs - 1, axis=1)
+        layers = jnp.split(mask[:, self.whole :], self.num_convs - 1, axis=1)
         if mode.execution == "filters":
             return filters.residual(self, x, layers, self.group)
         any_open = lax.stop_gradient((layers[-1] > 0).any(axis=1, keepdims=True))
