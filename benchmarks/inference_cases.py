@@ -16,7 +16,7 @@ from urnet_jax.nets import network
 from urnet_jax.nets.architecture import Architecture
 from urnet_jax.nets.channels.architecture import ChannelGated
 from urnet_jax.nets.contract import GateInputs
-from urnet_jax.nets.cost import macs_per_sample
+from urnet_jax.nets.cost import macs_per_sample, sides
 from urnet_jax.nets.execution import choose
 from urnet_jax.nets.mode import Build, Execution, Mode
 
@@ -136,7 +136,7 @@ def drawn_subject(name: str, batch: int, dtype: str, usages: Sequence[float]) ->
     def filled(tree: nnx.State) -> Any:
         return jax.tree_util.tree_map_with_path(fill, nnx.to_pure_dict(tree))
 
-    shape = (batch, arch.image_size, arch.image_size, arch.image_channels)
+    shape = (batch, *sides(arch.image_size), arch.image_channels)
     images = rng.normal(size=shape).astype(np.float32)
     requests = drawn_requests(arch, batch, usages)
     return Subject(name, arch, dtype, graph, filled(params), filled(batch_stats), images, requests)

@@ -23,11 +23,15 @@ def get_config() -> ml_collections.ConfigDict:
     data.dir = ""  # a prepared TFDS data_dir; the embedded digits need none
     data.image_size = 8  # pixels; what the network sees
     data.batch_size = 64  # of one step
-    data.augment = "crop"  # none, crop (pad and crop), crop_flip, or random_resized_crop
+    data.augment = "crop"  # none, crop (pad and crop), crop_flip, or random_resized_crop; of
+    # label maps none, or scale_crop_flip (by half to twice, crop to image_size, mirror)
     data.crop_padding = 1  # pixels on each side before a crop
     data.workers = 0  # processes that decode; 0 decodes in threads of this process
     data.threads = 8  # threads that decode, where images are not held in memory
     data.unreadable = "error"  # or skip: images that cannot be decoded are left out, and counted
+    data.labels = "class"  # of an image, or map: of each of its pixels
+    data.ignored_label = -1  # of a map: its pixels count nowhere; -1: all count
+    data.eval_size = ()  # of maps: height and width in pixels that whole images are evaluated at
 
     config.model = model = ml_collections.ConfigDict()
     model.kind = "resnet"  # or a description of your own, as package.module:Class

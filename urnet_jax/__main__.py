@@ -8,6 +8,7 @@ COMMANDS = {
     "evaluate": "evaluate a run over a grid of scales S: tables, plots, a page",
     "calibrate": "make S the share of FLOPs that a run's network uses",
     "serve": "answer over HTTP, turning S down under load",
+    "prepare": "make a dataset of a folder of images and label maps",
     "export": "write a run's network as a PyTorch state dict, or as a bundle",
     "aot": "compile a run's steps for a TPU slice that is not here",
 }

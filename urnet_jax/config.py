@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from ml_collections import ConfigDict
 
 from urnet_jax import consistency, kinds
-from urnet_jax.data import sources
+from urnet_jax.data import datasets
 from urnet_jax.errors import UserError
 from urnet_jax.fields import FIELDS, LATER, Field
 from urnet_jax.nets.mode import Build
@@ -70,7 +70,7 @@ def validate(config: Config) -> None:
         if name not in values:
             raise UserError(f"{name} is missing from the config; set it to {missing.expected}.")
     arch = architecture(config)
-    sources.check_augmentation(config.data)
+    datasets.check(config.data)
     consistency.check(config, arch, num_groups(config, config.data.batch_size))
 
 
@@ -105,7 +105,7 @@ def architecture(
       UserError: the dataset or the kind is unknown, or such a network does not exist, for example
         a depth that no CIFAR ResNet has.
     """
-    dataset, model = sources.dataset(config.data), config.model
+    dataset, model = datasets.dataset(config.data), config.model
     try:
         return kinds.description(model.kind)(
             num_classes=num_classes or dataset.num_classes,

@@ -33,6 +33,12 @@ def check(config: Any, arch: Any, groups: int) -> None:
         )
     if scale.schedule == "anchors" and not scale.anchors:
         raise UserError("scale.schedule is 'anchors', and scale.anchors has none: name some S.")
+    if config.data.labels != (asked := getattr(arch, "labels", "class")):
+        raise UserError(
+            f"data.labels is {config.data.labels!r}, and the {arch.describe()} learns from labels "
+            f"of the kind {asked!r}: set data.labels to that, or model.kind to a network for the "
+            "labels there are."
+        )
     _check_init_from(config)
     _check_head(config)
     if arch.gated:

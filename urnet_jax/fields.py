@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
-from urnet_jax.data import records, sources
+from urnet_jax.data import datasets, records
 from urnet_jax.phases import PHASES
 
 _KIND_NAMES = {
@@ -20,12 +20,13 @@ _KIND_NAMES = {
 class Field:
     """What one field of a config may be; a tuple's range holds for each of its numbers."""
 
-    kind: type  # bool, int, float, str, or tuple (of floats)
+    kind: type  # bool, int, float, str, or tuple (of floats, or of ints where `whole`)
     low: float = -math.inf
     high: float = math.inf
     below: float = math.inf  # like high, but itself out of range
     choices: tuple[str, ...] = ()
     empty: bool = True  # whether a tuple may be
+    whole: bool = False  # whether a tuple's numbers have to be
 
     @property
     def expected(self) -> str:
@@ -35,6 +36,8 @@ class Field:
         name = _KIND_NAMES[self.kind]
         if self.kind is tuple and not self.empty:
             name = "a tuple of one or more numbers"
+        if self.whole:
+            name = "a tuple of whole numbers"
         if self.below < math.inf:
             return f"{name} from {self.low} to below {self.below}"
         if self.high < math.inf:
@@ -43,7 +46,7 @@ class Field:
 
     def allows(self, value: Any) -> bool:
         if self.kind is tuple:
-            each = dataclasses.replace(self, kind=float)
+            each = dataclasses.replace(self, kind=int if self.whole else float)
             full = isinstance(value, tuple) and bool(value or self.empty)
             return full and all(map(each.allows, value))
         if self.kind in (bool, str):
@@ -89,11 +92,14 @@ FIELDS: dict[str, Field] = {
     "data.dir": _TEXT,
     "data.image_size": _COUNT,
     "data.batch_size": _COUNT,
-    "data.augment": _choice(*sources.AUGMENTATIONS),
+    "data.augment": _choice(*datasets.AUGMENTATIONS),
     "data.crop_padding": Field(int, low=0),
     "data.workers": Field(int, low=0),
     "data.threads": _COUNT,
     "data.unreadable": _choice(*records.UNREADABLE),
+    "data.labels": _choice(*datasets.LABELS),
+    "data.ignored_label": Field(int, low=-1, high=255),
+    "data.eval_size": Field(tuple, low=1, whole=True),
     "model.kind": _TEXT,
     "model.family": _choice("cifar", "imagenet"),
     "model.depth": _COUNT,
@@ -157,6 +163,9 @@ FIELDS: dict[str, Field] = {
 
 LATER: dict[str, Any] = {
     "data.unreadable": "error",
+    "data.labels": "class",
+    "data.ignored_label": -1,
+    "data.eval_size": (),
     "init.from": "",
     "init.head": "kept",
     "model.kind": "resnet",

@@ -16,6 +16,8 @@ from urnet_jax.fields import FIELDS, Field
 KINDS = {
     "resnet": "urnet_jax.nets.architecture:Architecture",
     "channel_resnet": "urnet_jax.nets.channels.architecture:ChannelGated",
+    "segmenter": "urnet_jax.nets.dense.architecture:Segmenter",
+    "channel_segmenter": "urnet_jax.nets.dense.architecture:ChannelSegmenter",
 }
 
 _OF_DATA = ("num_classes", "image_size", "image_channels")

@@ -24,7 +24,7 @@ TRAIN = [
                                        "numbers from 0 to 1."),
     (["--config.data=3"], "data is a section of the config; set its fields: name, num_classes, "
                           "dir, image_size, batch_size, augment, crop_padding, workers, threads, "
-                          "unreadable."),
+                          "unreadable, labels, ignored_label, eval_size."),
     (["--config.data.name=cifr10"], "data.name is 'cifr10'; expected one of digits, cifar10, "
                                     "cifar100, imagenet2012 (the nearest is cifar10), or the name "
                                     "of a prepared dataset of your own, with data.num_classes, "
@@ -44,8 +44,9 @@ TRAIN = [
     (["--config.data.batch_size=0"], "data.batch_size is 0; expected a whole number of at least "
                                      "1."),
     (["--config=digit"], "config 'digit' is neither a file nor one of the shipped configs "
-                         "cifar100_resnet110, cifar10_resnet110, cifar10_resnet20, "
-                         "cifar10_resnet20_bas, cifar10_resnet32_bas, digits, finetune, "
+                         "camvid_resnet18, camvid_resnet18_bas, cifar100_resnet110, "
+                         "cifar10_resnet110, cifar10_resnet20, cifar10_resnet20_bas, "
+                         "cifar10_resnet32_bas, cityscapes_resnet50_bas, digits, finetune, "
                          "imagenet_resnet101, imagenet_resnet18_bas, imagenet_resnet34_bas, "
                          "imagenet_resnet50_bas, table1, table2."),
     (["--config.model.gated", "False"], "unexpected argument 'False'; write every option as "

@@ -54,7 +54,7 @@ SCATTERED = [
 def test_labels_stay_within_the_axes_at_any_resolution(points, std, plain, width, dpi):
     summary = summary_of(sorted(points), std)
     percent = None if plain is None else 100 * plain
-    figure: Any = plots.plot_top1_vs_flops(summary, "a title", percent, width)
+    figure: Any = plots.plot_against_flops(summary, "a title", percent, width)
     for resolution in (figure.dpi, dpi):
         figure.set_dpi(resolution)
         figure.draw_without_rendering()
@@ -76,7 +76,7 @@ def test_every_point_is_labelled_even_where_points_crowd():
             "flops_full": 1000.0,
         }
     )
-    figure = plots.plot_top1_vs_flops(summary, "a title")
+    figure = plots.plot_against_flops(summary, "a title")
     assert labels_of(figure) == ["S = 0.2", "S = 0.4", "S = 0.6", "S = 1"]
 
 

@@ -14,6 +14,7 @@ from flax import nnx
 from helpers.resnet_reference import not_trivial
 from helpers.variables import apply
 from urnet_jax.nets.architecture import Architecture
+from urnet_jax.nets.cost import sides
 from urnet_jax.nets.mode import Build, Execution
 from urnet_jax.nets.resnet import ResNet
 
@@ -104,7 +105,7 @@ def run(
 def images_of(name: str, batch: int, rng: np.random.Generator) -> np.ndarray:
     """Faint and bright images, whose gates differ."""
     arch = ARCHS[name]
-    shape = batch, arch.image_size, arch.image_size, arch.image_channels
+    shape = batch, *sides(arch.image_size), arch.image_channels
     return (rng.normal(size=shape) * rng.uniform(0.1, 3, (batch, 1, 1, 1))).astype(np.float32)
 
 

@@ -11,6 +11,7 @@ from flax import nnx, traverse_util
 from jax import lax
 
 from urnet_jax.nets.architecture import Architecture
+from urnet_jax.nets.cost import sides
 from urnet_jax.nets.mode import Build
 from urnet_jax.nets.network import found
 from urnet_jax.nets.residual import Residual, StageSpec
@@ -56,7 +57,7 @@ def not_trivial(kind: str, size: tuple[int, ...], rng: np.random.Generator) -> n
 @functools.cache
 def inputs(arch: Residual) -> tuple[jax.Array, jax.Array]:
     rng = np.random.default_rng(3)
-    shape = (BATCH, arch.image_size, arch.image_size, arch.image_channels)
+    shape = (BATCH, *sides(arch.image_size), arch.image_channels)
     return jnp.asarray(rng.normal(size=shape), jnp.float32), jnp.linspace(0.1, 1, BATCH)
 
 

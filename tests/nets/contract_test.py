@@ -223,7 +223,8 @@ def test_its_task_says_what_is_right(workdir):
     found = run.evaluate((1.0,))
     assert found.correct is not None
     np.testing.assert_array_equal(found.right, found.predictions == found.labels)
-    other = dataclasses.replace(found, correct=np.ones_like(found.right))
+    counts = np.ones((*found.right.shape, 2), np.int64)
+    other = dataclasses.replace(found, correct=np.ones_like(found.right), counts=counts)
     assert evaluation.summarize(other)["top1_percent"].tolist() == [100.0]
 
 

@@ -21,6 +21,7 @@ from flax import nnx
 from urnet_jax.nets.architecture import Architecture
 from urnet_jax.nets.blocks import Stage
 from urnet_jax.nets.contract import GateInputs
+from urnet_jax.nets.cost import sides
 from urnet_jax.nets.mode import Build, Mode
 from urnet_jax.nets.residual import IMAGENET_BLOCKS, Shortcut, StageSpec
 
@@ -67,7 +68,7 @@ def analytic_flops(arch: Architecture) -> list[int]:
 
 def xla_flops(arch: Architecture) -> list[float]:
     """Per stage, XLA's count for one image, corrected as above."""
-    counts, size = [], arch.stage_input_size
+    counts, (size, _) = [], sides(arch.stage_input_size)
     for spec in arch.stages:
         entry = dataclasses.replace(spec, num_blocks=1)
         body = dataclasses.replace(entry, in_channels=spec.out_channels, stride=1)

@@ -10,6 +10,7 @@ from helpers.variables import apply
 from urnet_jax.nets import network
 from urnet_jax.nets.architecture import Architecture
 from urnet_jax.nets.channels.architecture import ChannelGated
+from urnet_jax.nets.cost import sides
 from urnet_jax.nets.mode import Build
 from urnet_jax.runs import pretrained
 from urnet_jax.runs.pruning import pruned
@@ -46,7 +47,7 @@ def test_the_smaller_network_has_the_logits_of_the_gated_one(name):
         arch.family, arch.depth, 5, arch.image_size, width=4, shortcut=arch.shortcut, gated=False
     )
     whole = pretrained.import_state_dict(widened(small, arch, used), plain, *variables(plain, 1))
-    images = np.random.default_rng(1).normal(size=(2, arch.image_size, arch.image_size, 3))
+    images = np.random.default_rng(1).normal(size=(2, *sides(arch.image_size), 3))
     images = jnp.asarray(images, jnp.float32)
     given = jnp.tile(jnp.asarray(used, jnp.float32), (2, 1))
 

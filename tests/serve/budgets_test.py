@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,7 +92,7 @@ def test_without_calibration_flops_cannot_be_met(finished):
 
 def test_what_is_measured_is_kept_with_the_checkpoint(calibrated, tmp_path, capsys):
     workdir = shutil.copytree(calibrated, tmp_path / "run")
-    found = profiling.profile_workdir(workdir, images=80, batch_sizes=(1, 4), progress=False)
+    found: Any = profiling.profile_workdir(workdir, images=80, batch_sizes=(1, 4), progress=False)
     printed = capsys.readouterr().out
     assert "Top-1 on 80 images of digits train, and milliseconds for batches of so many" in printed
     run = inspection.load(workdir)

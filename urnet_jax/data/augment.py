@@ -10,12 +10,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from urnet_jax import streams
-from urnet_jax.data.sources import AUGMENTATIONS
+from urnet_jax.data.datasets import AUGMENTATIONS, IMAGENET
 from urnet_jax.errors import UserError
 from urnet_jax.streams import Stream
 
 _DIGITS = (0.3054,), (0.3760,)
-_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def normalization(dataset: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -24,7 +23,7 @@ def normalization(dataset: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     Those of digits are of its training split. All others, CIFAR too, take ImageNet's, which
     published PyTorch weights expect.
     """
-    return _DIGITS if dataset == "digits" else _IMAGENET
+    return _DIGITS if dataset == "digits" else IMAGENET
 
 
 def normalize(
@@ -55,7 +54,7 @@ def augment_images(
       seed: of the run.
       mode: `crop` pads with zeros and crops at random; `crop_flip` also mirrors every second image,
         left to right; so does `random_resized_crop`, whose crop is done in decoding; `none` changes
-        nothing.
+        nothing, nor does `scale_crop_flip`, all of which is done in decoding, maps and all.
       padding: pixels added on each side before the crop.
 
     Raises:
@@ -63,7 +62,7 @@ def augment_images(
     """
     if mode not in AUGMENTATIONS:
         raise UserError(f"data.augment is {mode!r}; expected one of {', '.join(AUGMENTATIONS)}.")
-    if mode == "none":
+    if mode in ("none", "scale_crop_flip"):
         return images
     stream = streams.key(seed, Stream.AUGMENTATION)
     crops = mode != "random_resized_crop"

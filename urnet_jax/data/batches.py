@@ -13,10 +13,9 @@ import grain
 import numpy as np
 from jaxtyping import Int64
 
-from urnet_jax.data import decode
+from urnet_jax.data import datasets, decode
 from urnet_jax.data.records import Replaced, Undecodable, report_left_out
-from urnet_jax.data.sources import check_augmentation
-from urnet_jax.data.splits import Split, read, read_for_evaluation
+from urnet_jax.data.splits import Split, decode_for_evaluation, read, read_for_evaluation
 from urnet_jax.data.workers import Loading
 from urnet_jax.errors import UserError
 from urnet_jax.streams import Stream
@@ -25,6 +24,7 @@ Batch = dict[str, np.ndarray]
 
 _ENDLESS = 2**62  # steps
 _REPLACEMENTS = 100  # that are tried in a row
+_CROPPED_IN_DECODING = ("random_resized_crop", "scale_crop_flip")
 
 # Under this name a batch brings its list of Undecodable out of the process that loaded it.
 _BAD = "undecodable"
@@ -113,6 +113,8 @@ def train_batches(
     Returns:
       An iterable whose iterator, which Grain can checkpoint, yields `image` uint8 [b, h, w, c],
       `label` int32 [b], `index` int64 [b] (the example's number) and `epoch` int32 [b].
+      Label maps are int32 [b, h, w], with -1 for what counts nowhere; h and w are
+      `data.image_size` where they are cropped at random, else `data.eval_size`.
       Images in memory come as they are, for `augment.augment_images`; others come augmented.
       Where `split.unreadable` is `skip`, the next one in the split takes the place of an example
       whose image cannot be decoded; those are named on stderr, and counted when the iterator is
@@ -122,11 +124,15 @@ def train_batches(
       UserError: the augmentation does not suit the dataset or how the split was opened, or the
         processes cannot share a batch.
     """
-    check_augmentation(data)
-    random_crop = data.augment == "random_resized_crop"
+    datasets.check(data)
+    if (data.labels == "map") != bool(split.maps):
+        raise UserError(
+            f"data.labels is {data.labels!r}, but the split was opened with another: open it again."
+        )
+    random_crop = data.augment in _CROPPED_IN_DECODING
     if random_crop and split.source is None:
         raise UserError(
-            "data.augment is 'random_resized_crop', but the split was opened with another, its "
+            f"data.augment is {data.augment!r}, but the split was opened with another, its "
             "images resized: open it again."
         )
     load = functools.partial(
@@ -136,7 +142,7 @@ def train_batches(
         batch_size=_share(data.batch_size, process_count, "data.batch_size"),
         process_index=process_index,
         process_count=process_count,
-        random_crop=random_crop,
+        crop_size=data.image_size if random_crop else 0,
         threads=_decoding_threads(data),
     )
     batches = grain.MapDataset.range(_ENDLESS).map(load)
@@ -160,8 +166,9 @@ def eval_batches(
       process_count: of all that evaluate together; each gets the same number of batches.
 
     Returns:
-      An iterator of `image` uint8 [b, h, w, c], `label` int32 [b], `index` int64 [b] and `mask`
-      bool [b]. What does not count as an example has a black image, label -1 and mask False: what
+      An iterator of `image` uint8 [b, h, w, c], `label` int32 [b], or [b, h, w] of label maps,
+      `index` int64 [b] and `mask` bool [b]; in a map -1 is what counts nowhere. What does not count
+      as an example has a black image, label -1 and mask False: what
       fills the end of the last batch, whose index is -1, and an image that cannot be decoded where
       `split.unreadable` is `skip`; how many those are is said on stderr at the end.
 
@@ -190,7 +197,7 @@ def _load_train(
     batch_size: int,
     process_index: int,
     process_count: int,
-    random_crop: bool,
+    crop_size: int,  # pixels of a square that is cropped at random; 0: none is
     threads: int,
 ) -> dict[str, Any]:
     """The batch of a step, from its arguments alone: it may run in a thread or another process."""
@@ -203,13 +210,17 @@ def _load_train(
     def decoded(places: Int64[np.ndarray, " k"]) -> Any:
         """`read`, for the examples at these places of the batch."""
 
-        def pixels(file: bytes, k: int) -> np.ndarray:
-            size, i = split.image_shape[0], places[k]
-            if not random_crop:
-                return decode.decode_eval(file, size)
-            return decode.decode_train(file, size, seed, int(epoch[i]), int(index[i]))
+        def seen(record: dict[str, Any], k: int) -> Any:
+            if not crop_size:
+                return decode_for_evaluation(split, record)
+            i, image = places[k], record["image"]
+            drawn = crop_size, seed, int(epoch[i]), int(index[i])
+            if split.maps:
+                return split.maps.decode_train(image, record["label"], *drawn)
+            return decode.decode_train(image, *drawn)
 
-        return read(split, index[places], pixels, threads)
+        size = (crop_size, crop_size) if crop_size else None
+        return read(split, index[places], seen, threads, size)
 
     image, label, bad = decoded(np.arange(batch_size))
     found, tried = list(bad.values()), 0
@@ -244,7 +255,7 @@ def _load_eval(
     mask = index < split.num_examples
     index[~mask] = -1
     image = np.zeros((batch_size, *split.image_shape), np.uint8)
-    label = np.full(batch_size, -1, np.int32)
+    label = np.full((batch_size, *split.label_shape), -1, np.int32)
     bad: dict[int, Undecodable] = {}
     if mask.any():
         image[mask], label[mask], bad = read_for_evaluation(split, index[mask], threads)

@@ -52,8 +52,8 @@ def decode_train(
     Raises:
       BadImageError: the file cannot be decoded.
     """
-    with _decoding():
-        width, height = _image_size(file)
+    with decoding():
+        width, height = size_of(file)
         left, top, right, bottom = draw_window(width, height, seed, epoch, index)
         pixels = _decode(file, width, height, min(right - left, bottom - top) / image_size)
         h, w, _ = pixels.shape
@@ -75,7 +75,7 @@ def decode_eval(file: bytes, image_size: int) -> UInt8[np.ndarray, "image_size i
     Raises:
       BadImageError: the file cannot be decoded.
     """
-    with _decoding():
+    with decoding():
         image = _rgb(Image.open(io.BytesIO(file)))
         width, height = image.size
         shorter = round(image_size * _EVAL_RESIZE)
@@ -93,8 +93,21 @@ def decode_whole(file: bytes, image_size: int) -> UInt8[np.ndarray, "image_size 
     Raises:
       BadImageError: the file cannot be decoded.
     """
-    with _decoding():
+    with decoding():
         return resized(_rgb(Image.open(io.BytesIO(file))), image_size)
+
+
+def decode_full(file: bytes, shrinkable: float = 1.0) -> UInt8[np.ndarray, "h w 3"]:
+    """Decodes an image in its own size.
+
+    A JPEG that is to be smaller by the factor `shrinkable` is decoded at a half, a quarter or an
+    eighth of its sides, at least twice as large as it is to be.
+
+    Raises:
+      BadImageError: the file cannot be decoded.
+    """
+    with decoding():
+        return _decode(file, *size_of(file), shrinkable)
 
 
 def resized(image: Image.Image, image_size: int) -> UInt8[np.ndarray, "image_size image_size ..."]:
@@ -103,7 +116,7 @@ def resized(image: Image.Image, image_size: int) -> UInt8[np.ndarray, "image_siz
 
 
 @contextlib.contextmanager
-def _decoding() -> Iterator[None]:
+def decoding() -> Iterator[None]:
     """Turns whatever a decoder raises on a file into a BadImageError."""
     try:
         yield
@@ -135,15 +148,20 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _image_size(file: bytes) -> tuple[int, int]:
-    """Width and height, from the file's header."""
-    try:
-        height, width = map(int, simplejpeg.decode_jpeg_header(file)[:2])
-    except ValueError:  # Not a JPEG.
-        return Image.open(io.BytesIO(file)).size
-    if width * height > _most_pixels():  # Which PIL would not open.
-        raise Image.DecompressionBombError
-    return width, height
+def size_of(file: bytes) -> tuple[int, int]:
+    """Width and height, from the file's header.
+
+    Raises:
+      BadImageError: it cannot be read, or there are too many pixels.
+    """
+    with decoding():
+        try:
+            height, width = map(int, simplejpeg.decode_jpeg_header(file)[:2])
+        except ValueError:  # Not a JPEG.
+            return Image.open(io.BytesIO(file)).size
+        if width * height > _most_pixels():  # Which PIL would not open.
+            raise Image.DecompressionBombError
+        return width, height
 
 
 def _decode(file: bytes, width: int, height: int, shrinkable: float) -> UInt8[np.ndarray, "h w 3"]:

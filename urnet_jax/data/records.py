@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import Int32
 from tqdm import tqdm
 
 from urnet_jax.data.decode import BadImageError
+from urnet_jax.data.maps import BadMapError
 from urnet_jax.errors import UserError
 
 UNREADABLE = ("error", "skip")
@@ -84,33 +85,37 @@ class Records:
         self,
         index: Sequence[int],
         records: Sequence[dict[str, Any]],
-        decode: Callable[[bytes, int], UInt8[np.ndarray, "h w c"]],
-        images: UInt8[np.ndarray, "b h w c"],
+        decode: Callable[[int], None],
         *,
         unreadable: str,
         threads: int = 1,
     ) -> dict[int, Undecodable]:
-        """Decodes records into `images`.
+        """Decodes records, each of them once.
 
         Args:
           index: of the records.
           records: of `fetch`.
-          decode: f(file, k) -> pixels of the k-th of them, or a BadImageError.
-          images: to be filled; where decoding fails the image becomes black.
+          decode: f(k) decodes the k-th of them into where it belongs, or leaves that alone and
+            raises a BadImageError or a BadMapError.
           unreadable: of UNREADABLE.
           threads: that decode.
 
         Returns:
-          Those that cannot be decoded, by their place in `images`.
+          Those that cannot be decoded, by their place among these.
 
         Raises:
-          UserError: one cannot be decoded, and `unreadable` is `error`.
+          UserError: one cannot be decoded, and `unreadable` is `error`; or a label map is wrong.
         """
         bad: dict[int, Undecodable] = {}
 
         def fill(k: int) -> None:
             try:
-                images[k] = decode(records[k]["image"], k)
+                decode(k)
+            except BadMapError as error:
+                raise UserError(
+                    f"{self.called(index[k], records[k])} {error}: {error.remedy} and prepare the "
+                    "dataset again."
+                ) from error
             except BadImageError as error:
                 sentence = f"{self.called(index[k], records[k])} cannot be decoded ({error})"
                 if unreadable == "error":
@@ -118,7 +123,6 @@ class Records:
                         f"{sentence}: mend or remove it and prepare the dataset again, or leave "
                         "such images out with data.unreadable='skip'."
                     ) from error
-                images[k] = 0
                 bad[k] = Undecodable(int(index[k]), f"{sentence}.")
 
         mapped = _pool(threads).map if threads > 1 else map
@@ -197,7 +201,7 @@ def _name(record: dict[str, Any]) -> str:
     """What the record says that its image is called, empty where it says nothing."""
     texts = [name for name, value in record.items() if isinstance(value, bytes | str)]
     for name in (*(name for name in _NAMES if name in record), *texts):
-        if name != "image":
+        if name not in ("image", "label"):
             value = record[name]
             return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
     return ""

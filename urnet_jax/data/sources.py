@@ -1,87 +1,35 @@
 """Where examples come from: scikit-learn's digits, or any dataset that TFDS has prepared."""
 
 import dataclasses
-import difflib
 import json
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from etils import epath
 from PIL import Image
 from tqdm import tqdm
 
+from urnet_jax.data import datasets
+from urnet_jax.data.datasets import DATASETS, dataset, nearest
 from urnet_jax.data.decode import decode_whole, resized
+from urnet_jax.data.maps import LabelMaps
 from urnet_jax.data.records import Records, Undecodable, report_left_out
 from urnet_jax.data.splits import Split
 from urnet_jax.errors import UserError
 
-AUGMENTATIONS = ("none", "crop", "crop_flip", "random_resized_crop")
-
-
-class Dataset(NamedTuple):
-    """What is known of a dataset before it is opened."""
-
-    num_classes: int
-    image_channels: int = 3
-    augmentations: tuple[str, ...] = AUGMENTATIONS
-    version: str = ""  # that `tfds build` prepares, or another
-
-
-DATASETS = {
-    "digits": Dataset(10, 1, ("none", "crop", "crop_flip")),
-    "cifar10": Dataset(10, version="3.0.2"),
-    "cifar100": Dataset(100, version="3.0.2"),
-    "imagenet2012": Dataset(1000, 3, ("none", "random_resized_crop"), "5.1.0"),
-}
-"""The datasets that are known by name; under any other name, users bring their own."""
-
 _DIGITS_TEST = 360  # of the 1797 images
 _READ_CHUNK = 1000  # records
-
-
-def dataset(data: Any) -> Dataset:
-    """What is known of the dataset before it is opened; `data` is the config's section.
-
-    Raises:
-      UserError: `data.name` is unknown and comes without `data.num_classes`, or it is known and
-        has another number of classes.
-    """
-    known = DATASETS.get(data.name)
-    num_classes = data.num_classes
-    if known is None and data.name and num_classes:
-        return Dataset(num_classes)
-    if known is None:
-        raise UserError(
-            f"data.name is {data.name!r}; expected one of {', '.join(DATASETS)} (the nearest is "
-            f"{_nearest(data.name, cutoff=0.0)}), or the name of a prepared dataset of your own, "
-            f"with data.num_classes, which is {num_classes}, set to how many classes it has."
-        )
-    if num_classes not in (0, known.num_classes):
-        raise UserError(
-            f"data.num_classes is {num_classes}; {data.name} has {known.num_classes} classes: set "
-            f"it to {known.num_classes}, or to 0 for the dataset's own number."
-        )
-    return known
-
-
-def check_augmentation(data: Any) -> None:
-    """Raises a UserError where `data.augment` does not suit the dataset `data.name`."""
-    suited = dataset(data).augmentations
-    if data.augment not in suited:
-        raise UserError(
-            f"data.augment is {data.augment!r}; with data.name {data.name!r} expected one of "
-            f"{', '.join(suited)}."
-        )
 
 
 def open_split(data: Any, split: str) -> Split:
     """Opens a split: decoded into memory, or left on its disk and decoded batch by batch.
 
     ImageNet is left on its disk, and so is any dataset that `random_resized_crop` augments, as it
-    crops from the full image. Images in memory are resized to `data.image_size`. Those that cannot
-    be decoded are an error, or left out where `data.unreadable` is `skip`.
+    crops from the full image, and any with label maps. Images in memory are resized to
+    `data.image_size`. Those that cannot be decoded are an error, or left out where
+    `data.unreadable` is `skip`.
 
     Args:
       data: the config's section `data`.
@@ -94,14 +42,24 @@ def open_split(data: Any, split: str) -> Split:
     """
     if split not in ("train", "test"):
         raise UserError(f"The split is {split!r}; expected 'train' or 'test'.")
+    if data.labels == "map":
+        datasets.check(data)
     num_classes = dataset(data).num_classes
     if data.name == "digits":
         images, labels = _digits(split, data.image_size)
         return _in_memory(data.name, split, num_classes, images, labels)
     source = _open_tfds(data, split)
-    names = tuple(source.dataset_info.features["label"].names)
+    label = source.dataset_info.features["label"]
+    names = tuple(getattr(label, "names", None) or ())
     if names == tuple(map(str, range(len(names)))):  # which TFDS makes up where there are none
         names = ()
+    if data.labels == "map":
+        height, width = data.eval_size
+        return Split(
+            data.name, split, len(source), num_classes, (height, width, 3), source=source,
+            class_names=names, maps=LabelMaps((height, width), num_classes, data.ignored_label),
+            unreadable=data.unreadable,
+        )  # fmt: skip
     if data.name == "imagenet2012" or data.augment == "random_resized_crop":
         shape = (data.image_size, data.image_size, 3)
         return Split(
@@ -150,10 +108,11 @@ def _decode_all(
             rows = range(start, min(start + _READ_CHUNK, count))
             found = records.fetch(rows)
             labels[rows.start : rows.stop] = records.labels(rows, found)
-            bad += records.decode(
-                rows, found, lambda file, _: decode_whole(file, image_size),
-                images[rows.start : rows.stop], unreadable=unreadable,
-            ).values()  # fmt: skip
+
+            def fill(k: int, start: int = start, found: Any = found) -> None:
+                images[start + k] = decode_whole(found[k]["image"], image_size)
+
+            bad += records.decode(rows, found, fill, unreadable=unreadable).values()
             bar.update(len(rows))
     return images, labels, bad
 
@@ -184,19 +143,52 @@ def _open_tfds(data: Any, split: str) -> Any:
     except (RuntimeError, OSError, ValueError) as error:
         raise UserError(f"{folder} cannot be read ({error}): prepare the dataset again.") from error
     features = builder.info.features
+    maps = data.labels == "map"
+    label = features["label"] if "label" in features else None
+    _check_labels(folder, maps, label)
     kinds = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
+    if maps:
+        kinds["label"] = tfds.features.Image  # of which LabeledImage is one
     for name, kind in kinds.items():
         if name not in features or not isinstance(features[name], kind):
             raise UserError(
                 f"{folder} has no feature {name!r} of the kind tfds.features.{kind.__name__}: "
                 f"{_remedy(data.name)}"
             )
-    expected, found = dataset(data).num_classes, features["label"].num_classes
+    expected = dataset(data).num_classes
+    found = getattr(label, "num_classes", None) or expected  # A map may not say how many.
     if found != expected:
         known = data.name in DATASETS
         remedy = _remedy(data.name) if known else f"set data.num_classes to {found}."
         raise UserError(f"{folder} has {found} classes, not {expected}: {remedy}")
-    return builder.as_data_source(split=stored, decoders={"image": tfds.decode.SkipDecoding()})
+    encoded = ("image", "label") if maps else ("image",)
+    return builder.as_data_source(
+        split=stored, decoders={name: tfds.decode.SkipDecoding() for name in encoded}
+    )
+
+
+def _check_labels(folder: epath.Path, maps: bool, label: Any) -> None:
+    """Refuses a prepared feature `label` of the other kind than `data.labels` says."""
+    import tensorflow_datasets as tfds
+
+    if maps and isinstance(label, tfds.features.ClassLabel):
+        raise UserError(
+            f"{folder} has one class for an image, and data.labels is 'map': set it to 'class', or "
+            "prepare label maps with `urnet prepare`."
+        )
+    if not isinstance(label, tfds.features.Image):
+        return
+    if not maps:
+        raise UserError(
+            f"{folder} has label maps, and data.labels is 'class': set it to 'map', and "
+            "data.eval_size to the height and width that images are evaluated at."
+        )
+    shape: Any = label.shape
+    if shape[-1] != 1:
+        raise UserError(
+            f"{folder} has label maps of {shape[-1]} channels, where one of labels is "
+            "expected: prepare them again with `urnet prepare`."
+        )
 
 
 def _prepared(name: str, data_dir: str, split: str) -> tuple[epath.Path, str]:
@@ -236,8 +228,8 @@ def _prepared(name: str, data_dir: str, split: str) -> tuple[epath.Path, str]:
 def _newest_info(name: str, data_dir: str) -> epath.Path:
     """The dataset_info.json of the newest version, such as 3.0.2, of a dataset in `data_dir`."""
     called = name
-    if name not in DATASETS and (nearest := _nearest(name)):
-        called = f"{name} (the nearest known name is {nearest})"
+    if name not in DATASETS and (known := nearest(name)):
+        called = f"{name} (the nearest known name is {known})"
     if not data_dir:
         raise UserError(
             f"data.dir is empty, but {called} is read from a TFDS directory: {_remedy(name)}"
@@ -261,8 +253,3 @@ def _remedy(name: str) -> str:
         how, version = f"with `tfds build {name} --file_format=array_record`", known.version
     where = "--config.data.dir=DIR in training, --data_dir=DIR in evaluation"
     return f"prepare it {how}, or name a folder that holds {name}/{version} ({where})."
-
-
-def _nearest(name: str, cutoff: float = 0.6) -> str:
-    """The known name that is most like `name`, empty where none is like it by `cutoff`."""
-    return next(iter(difflib.get_close_matches(name, DATASETS, n=1, cutoff=cutoff)), "")

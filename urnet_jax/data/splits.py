@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int, Int32, Int64, UInt8
 
 from urnet_jax.data import decode as decode_lib
+from urnet_jax.data.maps import LabelMaps
 from urnet_jax.data.records import Records, Undecodable
 from urnet_jax.errors import UserError
 
@@ -21,12 +22,13 @@ class Split:
       name: `train` or `test`.
       num_examples: in the split.
       num_classes: labels run from 0 to num_classes - 1.
-      image_shape: height, width and channels of a prepared image.
+      image_shape: height, width and channels of an image as evaluation sees it.
       images: all of them, if they are held in memory.
-      labels: theirs.
+      labels: theirs; of label maps with -1 for what counts nowhere.
       source: else, random access to records with an encoded `image` and a `label`.
       numbers: each example's number in the split that it is from, where that is another.
       class_names: what the classes are called, in order; empty where they have numbers only.
+      maps: how label maps are read, None where an image has one class.
       unreadable: what becomes of an image of `source` that cannot be decoded: an `error`, or a
         `skip`, see docs/own_data.md.
     """
@@ -37,11 +39,17 @@ class Split:
     num_classes: int
     image_shape: tuple[int, int, int]
     images: UInt8[np.ndarray, "n h w c"] | None = None
-    labels: Int32[np.ndarray, " n"] | None = None
+    labels: Int32[np.ndarray, "n *label"] | None = None
     source: Any = None
     numbers: Int[np.ndarray, " n"] | None = None
     class_names: tuple[str, ...] = ()
+    maps: LabelMaps | None = None
     unreadable: str = "error"
+
+    @property
+    def label_shape(self) -> tuple[int, ...]:
+        """Of a label: () of a class, height and width of a label map as evaluation sees it."""
+        return self.maps.eval_size if self.maps else ()
 
     @property
     def title(self) -> str:
@@ -52,52 +60,73 @@ class Split:
 def read(
     split: Split,
     index: Int64[np.ndarray, " b"],
-    decode: Callable[[bytes, int], UInt8[np.ndarray, "h w c"]],
+    decode: Callable[[dict[str, Any], int], Any],
     threads: int = 1,
-) -> tuple[UInt8[np.ndarray, "b h w c"], Int32[np.ndarray, " b"], dict[int, Undecodable]]:
+    size: tuple[int, int] | None = None,
+) -> tuple[UInt8[np.ndarray, "b h w c"], Int32[np.ndarray, "b *label"], dict[int, Undecodable]]:
     """Images and labels of the examples at `index`.
 
     Args:
       split: to read from.
       index: places of examples in it.
-      decode: f(file, k) -> pixels of the k-th of these examples; not asked for images in memory.
+      decode: f(record, k) -> pixels of the k-th of these examples, and its label map too where
+        there are such; not asked for images in memory.
       threads: that decode.
+      size: height and width that `decode` gives; by default those of `split.image_shape`.
 
     Returns:
-      Images, labels, and those of them that cannot be decoded, by place; their images are black.
+      Images, labels, and those of them that cannot be decoded, by place; their images are black,
+      their label maps all -1.
 
     Raises:
-      UserError: an example cannot be read or has no class, or it cannot be decoded and
-        `split.unreadable` is `error`.
+      UserError: an example cannot be read, has no class or a wrong label map, or it cannot be
+        decoded and `split.unreadable` is `error`.
     """
     if split.images is not None and split.labels is not None:
         return split.images[index], split.labels[index], {}
     records, numbers = Records(split.source, split.title, split.num_classes), index.tolist()
     found = records.fetch(numbers)
-    labels = records.labels(numbers, found)
-    images = np.empty((len(index), *split.image_shape), np.uint8)
-    bad = records.decode(
-        numbers, found, decode, images, unreadable=split.unreadable, threads=threads
-    )
+    height, width, channels = split.image_shape
+    height, width = size or (height, width)
+    images = np.zeros((len(index), height, width, channels), np.uint8)
+    if split.maps:
+        labels = np.full((len(index), height, width), -1, np.int32)
+    else:
+        labels = records.labels(numbers, found)
+
+    def fill(k: int) -> None:
+        if split.maps:
+            images[k], labels[k] = decode(found[k], k)
+        else:
+            images[k] = decode(found[k], k)
+
+    bad = records.decode(numbers, found, fill, unreadable=split.unreadable, threads=threads)
     return images, labels, bad
 
 
 def read_for_evaluation(
     split: Split, index: Int64[np.ndarray, " b"], threads: int = 1
-) -> tuple[UInt8[np.ndarray, "b h w c"], Int32[np.ndarray, " b"], dict[int, Undecodable]]:
-    """`read`, with images as evaluation sees them."""
+) -> tuple[UInt8[np.ndarray, "b h w c"], Int32[np.ndarray, "b *label"], dict[int, Undecodable]]:
+    """`read`, with images and label maps as evaluation sees them."""
+    return read(split, index, lambda record, _: decode_for_evaluation(split, record), threads)
 
-    def decode(file: bytes, k: int) -> np.ndarray:
-        del k
-        return decode_lib.decode_eval(file, split.image_shape[0])
 
-    return read(split, index, decode, threads)
+def decode_for_evaluation(split: Split, record: dict[str, Any]) -> Any:
+    """A record's pixels as evaluation sees them, and its label map too where there are such.
+
+    Raises:
+      BadImageError: they cannot be decoded.
+      BadMapError: the map is wrong.
+    """
+    if split.maps:
+        return split.maps.decode_eval(record["image"], record["label"])
+    return decode_lib.decode_eval(record["image"], split.image_shape[0])
 
 
 def examples(
     split: Split, index: Int64[np.ndarray, " b"], threads: int = 1
-) -> tuple[UInt8[np.ndarray, "b h w c"], Int32[np.ndarray, " b"]]:
-    """Images as evaluation sees them, and labels, of the examples at `index`.
+) -> tuple[UInt8[np.ndarray, "b h w c"], Int32[np.ndarray, "b *label"]]:
+    """Images as evaluation sees them, and labels or label maps, of the examples at `index`.
 
     Raises:
       UserError: one of them cannot be read or decoded, whatever `split.unreadable` is.

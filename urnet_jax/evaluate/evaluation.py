@@ -16,8 +16,10 @@ from urnet_jax.config import Config, architecture, heeds_scale
 from urnet_jax.data.batches import eval_batches
 from urnet_jax.data.splits import Split
 from urnet_jax.errors import UserError
+from urnet_jax.nets import network
 from urnet_jax.nets.contract import Description
 from urnet_jax.nets.cost import flops_per_sample
+from urnet_jax.nets.tasks import PIXELS, TOP1, Measure
 from urnet_jax.xla import sharding
 
 Offset = Callable[[float], Any]
@@ -29,17 +31,18 @@ class Evaluation:
     """What a network did on each of n examples at each of k scales.
 
     Attributes:
-      arch: the network; it has N blocks.
+      arch: the network, for images of the size that it was evaluated at; it has N blocks.
       scales: S, ascending; one that does not heed S has the one entry 1.
       index: each example's number in its split.
-      labels: each example's class.
-      predictions: the class of the largest logit.
+      labels: each example's class; -1 where labels are maps, which are too large to keep.
+      predictions: the class of the largest logit; likewise.
       loss: cross entropy, in nats.
       gates: 1 where the sample used the block, else 0; blocks in network order.
       flops: of each sample: its blocks, all gates, stem and head.
       gate_logits: what the gates were made of, 0 and above open; None where they were not asked
         for, or the network has none.
       correct: what the task says of each prediction; None: whether it is the label.
+      counts: what the task's measure is made of, see `Task.counts`; None: whether it is right.
     """
 
     arch: Description
@@ -51,12 +54,26 @@ class Evaluation:
     gates: UInt8[np.ndarray, "k n N"]
     flops: Float64[np.ndarray, "k n"]
     gate_logits: Float[np.ndarray, "k n N"] | None = None
-    correct: Bool[np.ndarray, "k n"] | None = None
+    correct: Bool[np.ndarray, "k n"] | Float[np.ndarray, "k n"] | None = None
+    counts: Int[np.ndarray, "k n ..."] | None = None
 
     @property
-    def right(self) -> Bool[np.ndarray, "k n"]:
-        """Whether an example was right, as its task says."""
+    def right(self) -> Bool[np.ndarray, "k n"] | Float[np.ndarray, "k n"]:
+        """Whether an example was right, as its task says, or which share of its pixels."""
         return self.predictions == self.labels if self.correct is None else self.correct
+
+    @property
+    def measure(self) -> Measure:
+        """What says how good the network is: top-1, or what its task has in its place."""
+        return network.task(self.arch).measure
+
+    @property
+    def measured(self) -> Float[np.ndarray, " k"]:
+        """The measure in percent, at each S."""
+        if self.counts is None:
+            return 100 * self.right.mean(axis=1)
+        task = network.task(self.arch)
+        return np.array([task.score(of_scale.sum(axis=0)) for of_scale in self.counts], float)
 
     @property
     def num_gates(self) -> int:
@@ -129,7 +146,9 @@ def evaluate(
     batch_size = -(-batch_size // mesh.size) * mesh.size
     step = functools.partial(eval_step, params, batch_stats)
     results = _dispatched(step, split, config, grid, batch_size, mesh, offset)
-    kept = ("prediction", "correct", "loss", "gates", "label", "gate_logits")
+    kept = (
+        "prediction", "correct", "counts", "loss", "gates", "label", "gate_logits", "read",
+    )  # fmt: skip
     parts = [{name: [] for name in kept} for _ in grid]
     total, hidden = split.num_examples * len(grid), None if progress else True
     with tqdm(total=total, desc="evaluate", unit="img", disable=hidden, leave=False) as bar:
@@ -147,23 +166,26 @@ def _evaluation(
     """What the batches gave, by S, joined; without the images that cannot be decoded."""
     held = [name for name in parts[0] if parts[0][name]]
     rows = {name: np.stack([np.concatenate(part[name]) for part in parts]) for name in held}
-    # An image that cannot be decoded has the label -1. All hosts have all labels.
-    read = rows["label"][0] >= 0
+    # An image that cannot be decoded has the label -1.
+    read = rows["read"][0]
     if not read.any():
-        raise UserError(f"No image of the split {split.title!r} can be decoded.")
+        raise UserError(f"No image of the split {split.title!r} can be decoded and has a label.")
     rows = {name: values[:, read] for name, values in rows.items()}
+    of_any_size: Any = arch
+    of_size = of_any_size.at(split.image_shape[:2]) if hasattr(arch, "at") else arch
     numbers = np.arange(split.num_examples) if split.numbers is None else split.numbers
     return Evaluation(
-        arch=arch,
+        arch=of_size,
         scales=grid,
         index=numbers[read],
-        labels=rows["label"][0],
-        predictions=rows["prediction"],
+        labels=rows["label"][0] if "label" in rows else np.full(read.sum(), -1),
+        predictions=rows.get("prediction", np.full(rows["loss"].shape, -1)),
         loss=rows["loss"],
         gates=(rows["gates"] > 0).astype(np.uint8),
-        flops=np.stack([flops_per_sample(arch, g) for g in rows["gates"]]).astype(np.float64),
+        flops=np.stack([flops_per_sample(of_size, g) for g in rows["gates"]]).astype(np.float64),
         gate_logits=rows.get("gate_logits"),
         correct=rows["correct"],
+        counts=rows["counts"],
     )
 
 
@@ -233,17 +255,22 @@ def summarize(evaluation: Evaluation) -> pd.DataFrame:
     Means and standard deviations (of the population) are over samples. `blocks_*` count the
     residual blocks that a sample used of `blocks_total`; `usage_mean` is their share. `flops_share`
     is `flops_mean` as a share of `flops_full`, the network with every block used. `distinct_paths`
-    counts the different sets of blocks that samples used.
+    counts the different sets of blocks that samples used. Where labels are maps, `miou_percent`
+    takes the place of `top1_percent`, and `pixels_right_percent`, the mean over images, that of
+    `correct`.
     """
-    total, full = evaluation.num_gates, evaluation.full_flops
-    correct = evaluation.right.sum(axis=1)
+    total, full, right = evaluation.num_gates, evaluation.full_flops, evaluation.right
+    if evaluation.measure == TOP1:
+        of_samples = {"correct": right.sum(axis=1)}
+    else:
+        of_samples = {PIXELS.column: 100 * right.mean(axis=1, dtype=np.float64)}
     blocks, flops = evaluation.gates.sum(axis=2, dtype=np.int64), evaluation.flops
     return pd.DataFrame(
         {
             "scale": evaluation.scales,
-            "examples": len(evaluation.labels),
-            "correct": correct,
-            "top1_percent": 100 * correct / len(evaluation.labels),
+            "examples": len(evaluation.index),
+            **of_samples,
+            evaluation.measure.column: evaluation.measured,
             "loss_mean": evaluation.loss.mean(axis=1, dtype=np.float64),
             "blocks_mean": blocks.mean(axis=1),
             "blocks_std": blocks.std(axis=1),

@@ -20,6 +20,7 @@ from etils import epath
 from urnet_jax.evaluate import plots
 from urnet_jax.evaluate.evaluation import Evaluation, summarize
 from urnet_jax.evaluate.figures import to_png
+from urnet_jax.nets.tasks import TOP1
 from urnet_jax.version import __version__
 
 
@@ -54,13 +55,15 @@ def write(
 ) -> list[epath.Path]:
     """Writes eval.csv, eval.json, eval_samples.npz, top1_vs_flops.png and block_usage.png.
 
+    Where labels are maps it is miou_vs_flops.png, with whatever the network is measured by.
+
     Each file is replaced as a whole, so that an interruption leaves the old one or the new one.
 
     Args:
       evaluation: what to write.
       directory: of the files; it is made where it is missing.
       meta: more to record in eval.json, such as step, phase, dataset and split. Its
-        `plain_top1_percent` is also drawn.
+        `plain_top1_percent`, or of another measure, is also drawn.
       show: gives report.html from what eval.json records; without it there is none.
       beside: plain networks that are drawn beside it, of `static.read`.
 
@@ -71,13 +74,17 @@ def write(
     directory.mkdir(parents=True, exist_ok=True)
     record, summary, arch = describe(evaluation, meta), summarize(evaluation), evaluation.arch
     # The logits are for inspection: as many floats as there are gates, which are bits.
-    names = {field.name for field in dataclasses.fields(evaluation)} - {"arch", "gate_logits"}
+    left_out = {"arch", "gate_logits"}
+    # Of classes `correct` is all that counts say; of maps there is nothing but counts.
+    left_out |= {"counts"} if evaluation.measure == TOP1 else {"labels", "predictions"}
+    names = {field.name for field in dataclasses.fields(evaluation)} - left_out
     arrays: dict[str, Any] = {name: getattr(evaluation, name) for name in sorted(names)}
     arrays["correct"] = evaluation.right
     samples = io.BytesIO()
     np.savez_compressed(samples, **arrays)
-    plain = meta.get("plain_top1_percent")
-    curve = plots.plot_top1_vs_flops(summary, arch.describe(), plain, static=beside)
+    measure = evaluation.measure
+    plain = meta.get(f"plain_{measure.column}")
+    curve = plots.plot_against_flops(summary, arch.describe(), plain, static=beside)
     usage = plots.plot_block_usage(
         evaluation.gates, evaluation.scales, evaluation.gate_groups, arch.describe()
     )
@@ -85,7 +92,7 @@ def write(
         "eval.csv": summary.to_csv(index=False).encode(),
         "eval.json": (json.dumps(record, indent=2, allow_nan=False) + "\n").encode(),
         "eval_samples.npz": samples.getvalue(),
-        "top1_vs_flops.png": to_png(curve),
+        f"{measure.name}_vs_flops.png": to_png(curve),
         "block_usage.png": to_png(usage),
     }
     if show is not None:

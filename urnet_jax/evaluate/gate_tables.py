@@ -53,12 +53,14 @@ def sample_table(evaluation: Evaluation) -> pd.DataFrame:
             **{name: array[:, order].T.ravel() for name, array in columns.items()},
         }
     )
-    table["correct"] = table["label"] == table["prediction"]
+    table["correct"] = (table["label"] == table["prediction"]) & (table["label"] != -1)
     return table
 
 
 def samples(gates: pd.DataFrame) -> pd.DataFrame:
     """A row for every sample and S: `label`, `prediction`, `correct`, `blocks` used, `flops`.
+
+    Where labels are maps, `label` and `prediction` are -1, and nothing is `correct`.
 
     A table that has those rows already, as `sample_table` gives it, stays as it is; so the
     functions below take either.
@@ -68,7 +70,7 @@ def samples(gates: pd.DataFrame) -> pd.DataFrame:
     grouped = gates.groupby(["sample", "scale"], sort=True)
     table = grouped[["label", "prediction", "flops"]].first()
     table["blocks"] = grouped["gate"].sum()
-    table["correct"] = table["label"] == table["prediction"]
+    table["correct"] = (table["label"] == table["prediction"]) & (table["label"] != -1)
     return table.reset_index()
 
 

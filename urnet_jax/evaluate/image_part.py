@@ -40,7 +40,7 @@ def gains_of_looking(
       batch_size: samples per step; 0 takes the config's.
 
     Returns:
-      `scale`, `examples`, `flops_share`, `distinct_paths`, `top1_percent` of the network,
+      `scale`, `examples`, `flops_share`, `distinct_paths`, `top1_percent` (or `miou_percent`),
       `fixed_percent` of the one without the image's part at the same cost, and `gain`, in points.
     """
     split = run.split(split) if isinstance(split, str) else split
@@ -49,7 +49,7 @@ def gains_of_looking(
     paths = [fixed_paths(seen, k) for k in range(len(seen.scales))]
     ends = [_about(seen, k, path) for k, path in enumerate(paths)]
     less, more = (
-        _top1(
+        _reached(
             run, split, seen, [p[pair[n]] for p, (pair, _) in zip(paths, ends, strict=True)], size
         )
         for n in (0, 1)
@@ -57,9 +57,9 @@ def gains_of_looking(
     share = np.array([share for _, share in ends])
     summary: Any = summarize(seen)
     table = summary[["scale", "examples", "flops_share", "distinct_paths"]]
-    top1 = summary["top1_percent"].to_numpy(float)
-    fixed = (1 - share) * less + share * more
-    return table.assign(top1_percent=top1, fixed_percent=fixed, gain=top1 - fixed)
+    reached, fixed = seen.measured, (1 - share) * less + share * more
+    of_network = {seen.measure.column: reached}
+    return table.assign(**of_network, fixed_percent=fixed, gain=reached - fixed)
 
 
 def gains_for_people(table: pd.DataFrame) -> str:
@@ -94,17 +94,17 @@ def _about(
     return (below, below + 1), float(np.clip(share, 0, 1))
 
 
-def _top1(
+def _reached(
     run: Run, split: Split, seen: Evaluation, paths: Sequence[Float[np.ndarray, " G"]],
     size: int,
 ) -> Float[np.ndarray, " k"]:  # fmt: skip
-    """Top-1 where all images take the k-th path at the k-th S."""
+    """The measure where all images take the k-th path at the k-th S."""
     by_scale = dict(zip(seen.scales, paths, strict=True))
     forced = evaluate(
         run.eval_step, *run.variables, split, run.config, seen.scales, size, progress=False,
         mesh=run.mesh, offset=functools.partial(_forced, by_scale),
     )  # fmt: skip
-    return summarize(forced)["top1_percent"].to_numpy(float)
+    return forced.measured
 
 
 def _forced(paths: dict[float, np.ndarray], scale: float) -> Float[np.ndarray, " G"]:

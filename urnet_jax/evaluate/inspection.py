@@ -46,7 +46,7 @@ def at_scales(evaluation: Evaluation, scales: Sequence[float]) -> Evaluation:
     `gate_table` of many samples, blocks and S is large; of one S after another it is not.
     """
     rows = [k for k, held in enumerate(evaluation.scales) if np.isclose(held, scales).any()]
-    names = ("predictions", "loss", "gates", "flops", "gate_logits", "correct")
+    names = ("predictions", "loss", "gates", "flops", "gate_logits", "correct", "counts")
     held = ((name, getattr(evaluation, name)) for name in names)
     kept = {name: array if array is None else array[rows] for name, array in held}
     scales = tuple(evaluation.scales[row] for row in rows)
@@ -64,8 +64,9 @@ def plot_blocks(evaluation: Evaluation, scale: float) -> Figure:
     """The share of samples that use each block at one S, below what that S gives and costs."""
     chosen: Any = at_scale(summarize(evaluation), scale)
     (row,) = chosen.itertuples()
+    measure = evaluation.measure
     title = (
-        f"S = {row.scale:g}: top-1 {row.top1_percent:.2f} %, "
+        f"S = {row.scale:g}: {measure.title} {getattr(row, measure.column):.2f} %, "
         f"{100 * row.usage_mean:.1f} % of the blocks, {100 * row.flops_share:.1f} % of the FLOPs"
     )
     usage = evaluation.gates[row.Index].mean(axis=0, dtype=np.float64)
@@ -116,4 +117,4 @@ def plot_sweep(sweep: pd.DataFrame, width: float | None = None) -> Figure:
 
 def plot_top1(evaluation: Evaluation) -> Figure:
     """Top-1 against FLOPs, a point for every S."""
-    return plots.plot_top1_vs_flops(summarize(evaluation), evaluation.arch.describe())
+    return plots.plot_against_flops(summarize(evaluation), evaluation.arch.describe())

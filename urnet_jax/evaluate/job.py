@@ -19,8 +19,10 @@ from urnet_jax.evaluate.page import report as page_report
 from urnet_jax.evaluate.run import Run
 from urnet_jax.evaluate.step import make_eval_step
 from urnet_jax.evaluate.table import print_table, strays
+from urnet_jax.nets import network
 from urnet_jax.nets.execution import choose
 from urnet_jax.nets.mode import Execution, Mode
+from urnet_jax.nets.tasks import measure_of
 from urnet_jax.phases import PHASES
 from urnet_jax.runs import calibration, writers
 from urnet_jax.runs.load import load_network
@@ -151,7 +153,7 @@ def _show(summary: pd.DataFrame, run: Run, split: Split, about: Mapping[str, Any
                   "calibrate --scales=...`, which replaces what was calibrated.")  # fmt: skip
         mind = strays(summary, of, calibrated=calibrated and not outside)
         print(f"{mind}\n" if mind else "", end="")
-    if (plain := about.get("plain_top1_percent")) is not None:
+    if (plain := about.get(f"plain_{measure_of(summary.columns).column}")) is not None:
         print(f"The plain network that this run began from, after phase pretrain: {plain:.2f} %\n")
 
 
@@ -174,10 +176,11 @@ def _about(run: Run, workdir: epath.PathLike, split: Split, execution: Execution
     about |= {"step": meta.step, "execution": execution if skips else "dense"}
     gated = run.arch.gated and PHASES[meta.phase].own_gates
     grown_here = gated and not (config.gates.init_from or config.joint.init_from)
-    plain = plain_top1(workdir) if split.name == "test" and grown_here else None
+    measure = network.task(run.arch).measure.column
+    plain = plain_percent(workdir, measure) if split.name == "test" and grown_here else None
     if run.calibration is not None:
         about["calibration"] = dict(run.calibration.about) | {"images": run.calibration.images}
-    return about if plain is None else about | {"plain_top1_percent": plain}
+    return about if plain is None else about | {f"plain_{measure}": plain}
 
 
 def _grid(run: Run, scales: Sequence[float]) -> Sequence[float]:
@@ -193,10 +196,13 @@ def _grid(run: Run, scales: Sequence[float]) -> Sequence[float]:
     return scales
 
 
-def plain_top1(workdir: epath.PathLike) -> float | None:
-    """Top-1 (percent, test split) of the run at the end of phase `pretrain`, if it had one."""
+def plain_percent(workdir: epath.PathLike, measure: str) -> float | None:
+    """What the run reached at the end of phase `pretrain` on the test split, if it had one.
+
+    `measure` is the column of its evaluations, as `top1_percent`.
+    """
     found = [
-        line["top1_percent"]
+        line[measure]
         for line in writers.read(workdir)
         if line["kind"] == "eval" and line["phase"] == "pretrain"
     ]

@@ -1,4 +1,4 @@
-"""Pictures of evaluations: top-1 against FLOPs, which blocks are used at which S, images.
+"""Pictures of evaluations: accuracy against FLOPs, which blocks are used at which S, images.
 
 Figures are made through matplotlib's object interface, so that drawing one changes neither the
 backend nor the current figure of the program or notebook that asks for it.
@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from urnet_jax.evaluate.figures import Curve, NotebookFigure, label_points
+from urnet_jax.nets.tasks import measure_of
 
 _LINE = "#1f5f8b"
 _BAR = "#a9c6db"
@@ -21,20 +22,20 @@ _MOST_NUMBERED_BLOCKS = 36
 _MOST_NUMBERED_CELLS = 150
 
 
-def plot_top1_vs_flops(
+def plot_against_flops(
     summary: pd.DataFrame,
     title: str = "",
-    plain_top1_percent: float | None = None,
+    plain_percent: float | None = None,
     width: float = 6.4,
     static: pd.DataFrame | None = None,
 ) -> Figure:
-    """Top-1 (percent) against FLOPs (percent of the full network), a point for every S.
+    """Top-1, or mIoU, against FLOPs (percent of the full network), a point for every S.
 
     Args:
-      summary: the table of `evaluation.summarize`; `scale`, `top1_percent`, `flops_share`,
-        `flops_std` and `flops_full` are read.
+      summary: the table of `evaluation.summarize`; `scale`, `top1_percent` or `miou_percent`,
+        `flops_share`, `flops_std` and `flops_full` are read.
       title: written above the plot.
-      plain_top1_percent: of the plain network, drawn as a line.
+      plain_percent: what the plain network reached, drawn as a line.
       width: of the figure, in inches.
       static: plain networks drawn beside it, of `static.read`.
 
@@ -45,20 +46,22 @@ def plot_top1_vs_flops(
     axes = figure.add_subplot()
     share = 100 * summary["flops_share"].to_numpy(float)
     spread = 100 * (summary["flops_std"] / summary["flops_full"]).to_numpy(float)
-    top1 = summary["top1_percent"].to_numpy(float)
-    axes.errorbar(share, top1, xerr=spread, fmt="none", ecolor=_BAR, elinewidth=2, capsize=3)
-    axes.plot(share, top1, "o-", color=_LINE, linewidth=1.5, markersize=6, zorder=3)
+    measure = measure_of(summary.columns)
+    reached = summary[measure.column].to_numpy(float)
+    axes.errorbar(share, reached, xerr=spread, fmt="none", ecolor=_BAR, elinewidth=2, capsize=3)
+    axes.plot(share, reached, "o-", color=_LINE, linewidth=1.5, markersize=6, zorder=3)
 
-    curves = [Curve(share, top1, [f"S = {scale:g}" for scale in summary["scale"]])]
-    lines, heights = {}, [*top1]
-    if plain_top1_percent is not None:
-        heights.append(plain_top1_percent)
+    curves = [Curve(share, reached, [f"S = {scale:g}" for scale in summary["scale"]])]
+    lines, heights = {}, [*reached]
+    if plain_percent is not None:
+        heights.append(plain_percent)
         lines["plain network, after phase pretrain"] = axes.axhline(
-            plain_top1_percent, color="0.5", linewidth=1, linestyle="--"
+            plain_percent, color="0.5", linewidth=1, linestyle="--"
         )
     if static is not None:
         costs = 100 * (static["flops"] / summary["flops_full"].iloc[0]).to_numpy(float)
-        curves.append(Curve(costs, static["top1_percent"].to_numpy(float), [*static["network"]]))
+        of_static = static[measure.column].to_numpy(float)
+        curves.append(Curve(costs, of_static, [*static["network"]]))
         (lines["plain networks of several sizes"],) = axes.plot(
             *curves[1][:2], "s:", color=_STATIC, linewidth=1.2, markersize=5
         )
@@ -67,7 +70,7 @@ def plot_top1_vs_flops(
     if lines:
         axes.legend(lines.values(), lines.keys(), frameon=False, fontsize=8)
     axes.set_xlabel("FLOPs, % of the full network\n(bars: one standard deviation over samples)")
-    axes.set_ylabel("top-1, %")
+    axes.set_ylabel(f"{measure.title}, %")
     axes.grid(color="0.9")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -6,13 +6,14 @@ accurate as that one. What plain networks reached is read from their evaluations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from etils import epath
 
 from urnet_jax.errors import UserError
+from urnet_jax.nets.tasks import Measure, measure_of
 
 FILE = "eval.json"
 
@@ -20,8 +21,8 @@ FILE = "eval.json"
 def read(folders: Sequence[epath.PathLike], *, dataset: str, split: str) -> pd.DataFrame:
     """Plain networks by cost, from the `eval.json` of some folders, or of the folders in those.
 
-    Columns: `network`, `flops` of an image, `top1_percent`, `runs`, over which of one name and cost
-    these are means, and `steps`, after how many, as `6250` or `374 to 6250`.
+    Columns: `network`, `flops` of an image, `top1_percent` (or `miou_percent`), `runs`, over which
+    of one name and cost these are means, and `steps`, after how many, as `6250` or `374 to 6250`.
 
     Args:
       folders: of evaluated runs, or that hold such folders.
@@ -32,35 +33,35 @@ def read(folders: Sequence[epath.PathLike], *, dataset: str, split: str) -> pd.D
       UserError: a folder holds no evaluation, or one of another kind, dataset or split.
     """
     found = [_point(path, dataset, split) for folder in folders for path in _files(folder)]
-    table = pd.DataFrame(found, columns=["network", "flops", "top1_percent", "step"])
+    measure = found[0].measure.column  # One, for they are all of one dataset.
+    rows = [point[:3] + point[4:] for point in found]
+    table = pd.DataFrame(rows, columns=["network", "flops", measure, "step"])
     grouped: Any = table.groupby(["flops", "network"])
-    return grouped.agg(
-        top1_percent=("top1_percent", "mean"), runs=("step", "size"), steps=("step", _lengths)
-    ).reset_index()
+    of_runs = {measure: (measure, "mean"), "runs": ("step", "size"), "steps": ("step", _lengths)}
+    return grouped.agg(**of_runs).reset_index()
 
 
 def compare(summary: pd.DataFrame, static: pd.DataFrame) -> pd.DataFrame:
     """The resizable network at the cost of each plain one, on the lines between its own points.
 
     Columns, beside those of `static`: `flops_share` of the resizable network's own full cost,
-    `resizable_percent`, its top-1 at that cost, and `over`, by how many points that is more; both
-    are missing where all of the network's own points are dearer, and where they are cheaper unless
-    S = 1, at which it is as dear as it gets, is one of them.
+    `resizable_percent`, what it reaches at that cost, and `over`, by how many points that is more;
+    both are missing where all of the network's own points are dearer, and where they are cheaper
+    unless S = 1, at which it is as dear as it gets, is one of them.
 
     Args:
       summary: of `evaluation.summarize`.
       static: of `read`.
     """
     own: Any = summary.sort_values("flops_mean")
-    dearest = own["top1_percent"].iloc[-1] if (own["scale"] == 1).any() else np.nan
-    there = np.interp(
-        static["flops"], own["flops_mean"], own["top1_percent"], left=np.nan, right=dearest
-    )
+    measure = measure_of(summary.columns).column
+    dearest = own[measure].iloc[-1] if (own["scale"] == 1).any() else np.nan
+    there = np.interp(static["flops"], own["flops_mean"], own[measure], left=np.nan, right=dearest)
     full = float(summary["flops_full"].iloc[0])
     return static.assign(
         flops_share=static["flops"] / full,
         resizable_percent=there,
-        over=there - static["top1_percent"],
+        over=there - static[measure],
     )
 
 
@@ -73,7 +74,7 @@ def sentences(compared: pd.DataFrame) -> list[str]:
 def _sentence(row: Any) -> str:
     runs = f", the mean of {row.runs} runs" if row.runs > 1 else ""
     unlike = f" of {row.steps} steps" if " to " in row.steps else ""
-    said = f"{row.network}: {row.top1_percent:.2f} %{runs}{unlike}, "
+    said = f"{row.network}: {getattr(row, measure_of(row._fields).column):.2f} %{runs}{unlike}, "
     said += f"at {100 * row.flops_share:.1f} %"
     if np.isnan(row.over):
         return f"{said} of the FLOPs; this network was not evaluated at that cost."
@@ -100,14 +101,25 @@ def _files(folder: epath.PathLike) -> list[epath.Path]:
     return files
 
 
-def _point(path: epath.Path, dataset: str, split: str) -> tuple[str, float, float, int]:
-    """What an evaluation says of a plain network: its name, FLOPs, top-1 and steps."""
+class _Point(NamedTuple):
+    """What an evaluation says of a plain network."""
+
+    network: str
+    flops: float
+    reached: float
+    measure: Measure
+    step: int
+
+
+def _point(path: epath.Path, dataset: str, split: str) -> _Point:
+    """Of the evaluation in a file."""
     try:
         record: Mapping[str, Any] = json.loads(path.read_text())
         of = record["dataset"], record["split"]
         rows, about = record["rows"], record["architecture"]
-        point = record.get("network", path.parent.name), rows[0]["flops_mean"]
-        top1, step = float(rows[0]["top1_percent"]), int(record["step"])
+        measure = measure_of(rows[0])
+        name, flops = record.get("network", path.parent.name), float(rows[0]["flops_mean"])
+        reached, step = float(rows[0][measure.column]), int(record["step"])
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise UserError(f"{path} is not an evaluation by evaluate.py: leave it out.") from error
     # In phase pretrain gates are not used.
@@ -120,4 +132,4 @@ def _point(path: epath.Path, dataset: str, split: str) -> tuple[str, float, floa
             f"--static names {path}, which is of {' '.join(of)}, and this evaluation is of "
             f"{dataset} {split}: name one of the same images."
         )
-    return str(point[0]), float(point[1]), top1, step
+    return _Point(str(name), flops, reached, measure, step)

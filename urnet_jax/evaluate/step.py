@@ -46,10 +46,12 @@ def make_eval_step(
         blocks for its own part. By default everything stays where it is.
 
     Returns:
-      f(params, batch_stats, images, labels, scale, index, offset=None) -> correct [B] (bool),
-      prediction [B], loss [B] (the task's, nats), gates [B, G], label [B] and, where the network's
-      own gates decide, gate_logits [B, G]; with a mesh, the whole batch's on every device. The
-      offset, [B] or for each gate [B, G], is part of the logits: a calibration's, say.
+      f(params, batch_stats, images, labels, scale, index, offset=None) -> correct [B] (bool, or of
+      maps the share of pixels), counts [B, ...] (of the task's measure), loss [B] (the task's,
+      nats), gates [B, G], read [B] (whether the image has a label), where labels are classes
+      prediction [B] and label [B] and, where the network's own gates decide, gate_logits [B, G];
+      with a mesh, the whole batch's on every device. The offset, [B] or for each gate [B, G], is
+      part of the logits: a calibration's, say.
     """
     arch, build = network_of(config)
     graph, task, platform = network.graph(arch, build), network.task(arch), sharding.platform(mesh)
@@ -63,15 +65,18 @@ def make_eval_step(
         inputs = gate_inputs(config, phase, scale, index, offset)
         mode = choose(arch, asked, images.shape[0], platform)
         output, _ = network.apply(graph, params, batch_stats, pixels, inputs, mode)
-        logits = {} if output.gate_logits is None else {"gate_logits": output.gate_logits}
-        return {
+        found = {
             "correct": task.correct(output.prediction, labels),
-            "prediction": task.answer(output.prediction),
+            "counts": task.counts(output.prediction, labels),
             "loss": task.loss(output.prediction, labels),
             "gates": output.gates,
-            "label": labels,
-            **logits,
+            "read": (labels >= 0).reshape(len(labels), -1).any(axis=1),
         }
+        if labels.ndim == 1:  # Maps are large, and what is measured of them is there.
+            found |= {"prediction": task.answer(output.prediction), "label": labels}
+        if output.gate_logits is not None:
+            found["gate_logits"] = output.gate_logits
+        return found
 
     # Only what the blocks are computed from is split; the few numbers that they come to are
     # gathered, for every host writes or compares them.

@@ -8,6 +8,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from urnet_jax.nets.tasks import measure_of
+
 STRAYS = 0.10
 """Distance of usage from S, as a share, that people are told of."""
 
@@ -44,13 +46,14 @@ def print_table(summary: pd.DataFrame, title: str = "", noun: str = "blocks") ->
     blocks = f"{noun} used of {summary['blocks_total'].iloc[0]}\nmean ± std (min-max)"
     flops = f"FLOPs, {name}\nmean ± std"
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for header in ("S", "top-1, %", blocks, flops, "of the full\nnetwork, %"):
+    measure = measure_of(summary.columns)
+    for header in ("S", f"{measure.title}, %", blocks, flops, "of the full\nnetwork, %"):
         table.add_column(header, justify="right")
     rows: Iterable[Any] = summary.itertuples()
     for row in rows:
         table.add_row(
             f"{row.scale:g}",
-            f"{row.top1_percent:.2f}",
+            f"{getattr(row, measure.column):.2f}",
             f"{row.blocks_mean:.2f} ± {row.blocks_std:.2f} ({row.blocks_min}-{row.blocks_max})",
             f"{row.flops_mean / unit:.2f} ± {row.flops_std / unit:.2f}",
             f"{100 * row.flops_share:.1f}",

@@ -92,7 +92,7 @@ class Architecture(Residual):
     def _cost(self) -> UnitCost:
         stem_macs, size = self.stem.macs(self.image_size), self.stage_input_size
         own_gates = self.gated and self.external is None
-        always, unit_macs, gate_macs = stem_macs + self.head.macs, [], []
+        always, unit_macs, gate_macs = stem_macs + self.head_macs, [], []
         for stage in self.stages:
             for i in range(stage.num_blocks):
                 if i == 0 and stage.changes_shape and self.shortcut == "B":
@@ -131,5 +131,5 @@ class Architecture(Residual):
         kind = "externally gated" if self.external else "gated" if self.gated else "plain"
         return (
             f"{kind} {self.name} ({self.family}, width {self.width}, shortcut "
-            f"{self.shortcut}) for {self.num_classes} classes at {self.image_size} px"
+            f"{self.shortcut}) for {self.num_classes} classes at {self.size_for_people}"
         )

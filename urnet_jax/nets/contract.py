@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from urnet_jax.nets.cost import Cost
+from urnet_jax.nets.cost import Cost, Size
 from urnet_jax.nets.mode import Mode
 
 Features = Float[Array, "B _ _ _"]  # NHWC; what enters and what leaves differ in size
@@ -82,17 +82,20 @@ class Output:
     """What a network returns; losses, costs, metrics and plots read nothing else.
 
     Attributes:
-      prediction: float32 logits of the classes.
+      prediction: float32 logits of the classes, of each image or of each of its pixels.
       gates: float32, one row per sample; 0 where a sample skips a unit. A plain network's are 1.
       gate_logits: what the network's own gates were made of: a step opens at 0 and above. None
         where gates are given.
       aux: losses that the network adds to its task's, by name; scalars, weighed already.
+      auxiliary: what a head on the way says, which helps training alone; it learns as the
+        prediction does, with the weight `auxiliary_weight` of the network's description.
     """
 
-    prediction: Float[Array, "B K"]
+    prediction: Float[Array, "B *pixels K"]
     gates: Float[Array, "B G"]
     gate_logits: Float[Array, "B G"] | None = None
     aux: dict[str, Float[Array, ""]] = flax.struct.field(default_factory=dict)
+    auxiliary: Float[Array, "B *pixels K"] | None = None
 
 
 @runtime_checkable
@@ -143,7 +146,7 @@ class Description(Protocol):
 
     Attributes:
       num_classes: outputs of the head.
-      image_size: height and width of the square input, in pixels.
+      image_size: of the input in pixels: the side of a square, or height and width.
       image_channels: of the input.
       network: where the network's class is, as "package.module:Class"; it is called with the
         description, a `mode.Build` and `rngs`.
@@ -157,7 +160,7 @@ class Description(Protocol):
     def num_classes(self) -> int: ...
 
     @property
-    def image_size(self) -> int: ...
+    def image_size(self) -> Size: ...
 
     @property
     def image_channels(self) -> int: ...

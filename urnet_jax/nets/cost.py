@@ -6,27 +6,43 @@ average too), BatchNorm, biases, activations, additions, and the shortcuts `A` a
 """
 
 import dataclasses
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+import math
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64, Num, Real
 
+Size: TypeAlias = int | tuple[int, int]
+"""Of images or features in pixels: height and width, or the side of a square."""
+
+
+def sides(size: Size) -> tuple[int, int]:
+    """Height and width."""
+    return (size, size) if isinstance(size, int) else size
+
 
 class Convolution(NamedTuple):
-    """A square convolution, padded so that its output has ceil(size / stride) pixels a side."""
+    """A square convolution, padded so that its output has ceil(size / stride) pixels a side.
+
+    `dilation` is the distance of the input's pixels that it sees, in pixels.
+    """
 
     kernel: int
     inputs: int
     outputs: int
     stride: int = 1
+    dilation: int = 1
 
-    def output_size(self, size: int) -> int:
-        """Pixels a side of the output for an input of `size` pixels a side."""
-        return -(-size // self.stride)
+    def output_size(self, size: Size) -> Size:
+        """The output's for an input of `size`; that of a square is its side."""
+        if isinstance(size, int):
+            return -(-size // self.stride)
+        return -(-size[0] // self.stride), -(-size[1] // self.stride)
 
-    def macs(self, size: int) -> int:
-        """Multiply-adds for an input of `size` pixels a side."""
-        return self.kernel**2 * self.inputs * self.outputs * self.output_size(size) ** 2
+    def macs(self, size: Size) -> int:
+        """Multiply-adds for an input of `size`."""
+        area = math.prod(sides(self.output_size(size)))
+        return self.kernel**2 * self.inputs * self.outputs * area
 
 
 class Linear(NamedTuple):

@@ -15,12 +15,14 @@ from urnet_jax.xla.convolution import conv_general_dilated
 def conv(spec: Convolution, build: Build, rngs: nnx.Rngs) -> nnx.Conv:
     """A convolution as He et al. have it: no bias, initial weights scaled by its fan-out."""
     # Explicit padding: `SAME` would pad strided convolutions on one side only, unlike He et al.
+    around = spec.kernel // 2 * spec.dilation
     return nnx.Conv(
         spec.inputs,
         spec.outputs,
         kernel_size=(spec.kernel, spec.kernel),
         strides=spec.stride,
-        padding=[(spec.kernel // 2, spec.kernel // 2)] * 2,
+        padding=[(around, around)] * 2,
+        kernel_dilation=spec.dilation,
         use_bias=False,
         dtype=jnp.dtype(build.dtype),
         precision=build.precision,

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from urnet_jax.nets.cost import Convolution, Linear
+from urnet_jax.nets.cost import Convolution, Linear, Size, sides
 
 Shortcut = Literal["A", "pool", "B"]
 
@@ -25,7 +25,10 @@ shortened ResNet-101 of the URNet paper's table 2."""
 
 @dataclasses.dataclass(frozen=True)
 class StageSpec:
-    """One stage: an entry block, which may change shape, and `num_blocks - 1` identical ones."""
+    """One stage: an entry block, which may change shape, and `num_blocks - 1` identical ones.
+
+    `dilation` is that of all of its 3x3 convolutions.
+    """
 
     block: BlockKind
     num_blocks: int
@@ -33,6 +36,7 @@ class StageSpec:
     mid_channels: int
     out_channels: int
     stride: int
+    dilation: int = 1
 
     @property
     def changes_shape(self) -> bool:
@@ -41,11 +45,12 @@ class StageSpec:
     def convolutions(self, *, entry: bool) -> tuple[Convolution, ...]:
         """Those of a block's residual function: 3x3 twice, or 1x1, 3x3 with the stride, 1x1."""
         inputs, stride = (self.in_channels, self.stride) if entry else (self.out_channels, 1)
-        mid, outputs = self.mid_channels, self.out_channels
+        mid, outputs, apart = self.mid_channels, self.out_channels, self.dilation
         if self.block == "basic":
-            return Convolution(3, inputs, mid, stride), Convolution(3, mid, outputs)
+            first = Convolution(3, inputs, mid, stride, apart)
+            return first, Convolution(3, mid, outputs, dilation=apart)
         first, last = Convolution(1, inputs, mid), Convolution(1, mid, outputs)
-        return first, Convolution(3, mid, mid, stride), last
+        return first, Convolution(3, mid, mid, stride, apart), last
 
     @property
     def projection(self) -> Convolution:
@@ -63,7 +68,7 @@ class Residual:
       depth: layers with weights, counted as in He et al.; 72, 75 and 84, as in the URNet paper,
         count three to a block and leave out stem and head.
       num_classes: outputs of the head.
-      image_size: height and width of the square input, in pixels.
+      image_size: of the input in pixels: the side of a square, or height and width.
       image_channels: 3 for colour, 1 for grey.
       width: channels of the stem; the stages widen from it as published.
       shortcut: where the shape changes, `A` takes every second pixel and pads channels with zeros,
@@ -74,7 +79,7 @@ class Residual:
     family: Literal["cifar", "imagenet"]
     depth: int
     num_classes: int
-    image_size: int
+    image_size: Size
     image_channels: int = 3
     width: int = 16
     shortcut: Shortcut = "A"
@@ -168,11 +173,31 @@ class Residual:
         return Linear(self.stages[-1].out_channels, self.num_classes)
 
     @property
-    def stage_input_size(self) -> int:
-        """Height and width of the features that enter the first stage, in pixels."""
+    def head_macs(self) -> int:
+        """Multiply-adds of all that comes behind the last stage."""
+        return self.head.macs
+
+    @property
+    def stage_input_size(self) -> Size:
+        """Of the features that enter the first stage, in pixels."""
         if self.family == "cifar":
             return self.image_size
-        return -(-(-(-self.image_size // 2)) // 2)
+        return Convolution(3, 1, 1, stride=2).output_size(self.stem.output_size(self.image_size))
+
+    @property
+    def stage_output_sizes(self) -> tuple[Size, ...]:
+        """Of the features that leave each stage, in pixels."""
+        size, found = self.stage_input_size, []
+        for stage in self.stages:
+            size = stage.projection.output_size(size)
+            found.append(size)
+        return tuple(found)
+
+    @property
+    def size_for_people(self) -> str:
+        """As in '224 px' or '240x180 px', width first."""
+        height, width = sides(self.image_size)
+        return f"{height} px" if isinstance(self.image_size, int) else f"{width}x{height} px"
 
     @property
     def name(self) -> str:

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from urnet_jax.nets.blocks import Block, Stage
-from urnet_jax.nets.contract import Features, GateInputs, Output
+from urnet_jax.nets.contract import Features, GateInputs, Output, Summary
 from urnet_jax.nets.execution import choose
 from urnet_jax.nets.gates import ExternalGates, decide, prior
 from urnet_jax.nets.layers import conv, norm, pool, running
@@ -31,7 +31,7 @@ class ResNet(nnx.Module):
         self.bn1 = norm(arch.width, build, rngs)
         for i, spec in enumerate(arch.stages, 1):
             setattr(self, f"stage{i}", Stage(arch, spec, build, block=self.block, rngs=rngs))
-        self.fc = nnx.Linear(*arch.head, precision=build.precision, rngs=rngs)
+        self._make_head(build, rngs)
         if beside := arch.external:
             network = ResNet(beside, build, rngs=rngs)
             self.gate = ExternalGates(
@@ -39,10 +39,13 @@ class ResNet(nnx.Module):
                 silent=arch.gate_prior > 0, rngs=rngs,
             )  # fmt: skip
 
+    def _make_head(self, build: Build, rngs: nnx.Rngs) -> None:
+        self.fc = nnx.Linear(*self.arch.head, precision=build.precision, rngs=rngs)
+
     def __call__(
         self, images: Float[Array, "B H W C"], inputs: GateInputs, mode: Mode = Mode()
     ) -> Output:
-        """The classes' logits and the gates that led to them.
+        """The logits of the classes and the gates that led to them.
 
         Args:
           images: normalised images.
@@ -69,8 +72,10 @@ class ResNet(nnx.Module):
             inputs = GateInputs(inputs.scale, given=given)
         elif inputs.given is None and not self.arch.gated:
             inputs = inputs._replace(given=jnp.ones((batch, self.arch.num_gates), jnp.float32))
-        prediction, gates, own = self._run(self._stem(images, mode), inputs, mode)
-        return Output(prediction, gates, own if logits is None else logits)
+        features, summary, gates, own = self._run(self._stem(images, mode), inputs, mode)
+        prediction, auxiliary = self._answer(features, summary, images.shape[1:3], mode)
+        logits = own if logits is None else logits
+        return Output(prediction, gates, logits, auxiliary=auxiliary)
 
     def _stem(self, images: Float[Array, "B H W C"], mode: Mode) -> Features:
         x = self.bn1(self.conv1(images.astype(self.dtype)), use_running_average=running(mode))
@@ -80,18 +85,28 @@ class ResNet(nnx.Module):
             x = nnx.max_pool(x, (3, 3), (2, 2), padding=padding)
         return x
 
+    def _answer(
+        self, features: list[Features], summary: Summary | None, size: tuple[int, ...], mode: Mode
+    ) -> tuple[Array, Array | None]:
+        """The prediction, and what a head on the way says, from what each stage gave.
+
+        `summary` is that of the last features, if it is known; `size` is the images' in pixels.
+        """
+        del size, mode
+        return self.fc(pool(features[-1]) if summary is None else summary), None
+
     def _run(
         self, x: Features, inputs: GateInputs, mode: Mode
-    ) -> tuple[Float[Array, "B K"], Float[Array, "B G"], Float[Array, "B G"] | None]:
-        """Predictions, gates, and the logits of gates that were not given."""
+    ) -> tuple[list[Features], Summary | None, Float[Array, "B G"], Float[Array, "B G"] | None]:
+        """What each stage gave, the last summary, gates, and the logits of those not given."""
         summary = pool(x) if inputs.given is None and mode.execution != "dense" else None
-        used, start = [], 0
+        features, used, start = [], [], 0
         for i, spec in enumerate(self.arch.stages, 1):
             stop = start + spec.num_blocks * self.arch.gates_of_block(spec)
             stage = getattr(self, f"stage{i}")
             x, summary, of_stage = stage(x, summary, inputs.columns(start, stop), mode)
+            features.append(x)
             used.append(of_stage)
             start = stop
-        prediction = self.fc(pool(x) if summary is None else summary)
         join: Any = lambda *parts: jnp.concatenate(parts, axis=1).astype(jnp.float32)  # noqa: E731
-        return prediction, *jax.tree.map(join, *used)
+        return features, summary, *jax.tree.map(join, *used)

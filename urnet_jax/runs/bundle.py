@@ -65,6 +65,20 @@ def is_bundle(path: epath.PathLike) -> bool:
         return False
 
 
+def is_served(arch: Any) -> bool:
+    """Whether anything here serves the network: not one that says a class for each pixel."""
+    return getattr(arch, "labels", "class") == "class"
+
+
+def check_served(arch: Any) -> None:
+    """Raises a UserError for a network that nothing here serves."""
+    if not is_served(arch):
+        raise UserError(
+            f"The {arch.describe()} says a class for each pixel, and only networks that say one "
+            "for the image are served and bundled: look at it with urnet evaluate --report."
+        )
+
+
 def write(bundle: Bundle, output: epath.PathLike, card: str) -> list[epath.Path]:
     """Writes a bundle, in place of an older one.
 

@@ -72,6 +72,7 @@ def export_bundle(
     """
     bundle = bundle_of(workdir, which)
     arch, meta = config_lib.architecture(bundle.meta.config), bundle.meta
+    bundle_lib.check_served(arch)
     written = bundle_lib.write(bundle, output, card(bundle, _evaluated(workdir, meta.step)))
     print(f"{arch.describe()}, step {meta.step} ({meta.phase})")
     if bundle.calibration is None and config_lib.heeds_scale(meta.config, meta.phase):

@@ -25,7 +25,8 @@ class Meta:
       phase_steps: steps that the phase has in all.
       steps_per_epoch: training steps of one epoch.
       config: the run's config.
-      top1_percent: mean over the scales of the evaluation at this step, None where there was none.
+      top1_percent: top-1, or mIoU where labels are maps, the mean over the scales of the evaluation
+        at this step; None where there was none.
       class_names: what the classes are called, in order; empty where they have numbers only.
     """
 

@@ -24,8 +24,9 @@ _KEYS = {"entry": "0", "downsample_conv": "downsample.0", "downsample_bn": "down
 class ResNetNames(TensorNames):
     """Torchvision's names; those of gates are `layer1.0.gate.fc1.weight`.
 
-    Those of channel gates have a BatchNorm beside, as `layer1.0.gate.bn.running_mean`. External
-    gates begin with `gate.`, as `gate.network.conv1.weight` and `gate.fc2.weight`. A `cifar`
+    Heads for dense prediction are `head.fusion.conv.weight` and so on, `auxiliary.` the one on the
+    way. Channel gates have a BatchNorm beside, as `layer1.0.gate.bn.running_mean`. External gates
+    begin with `gate.`, as `gate.network.conv1.weight` and `gate.fc2.weight`. A `cifar`
     network is written under the names of the usual CIFAR ResNets.
     """
 
@@ -44,7 +45,7 @@ class ResNetNames(TensorNames):
         return name.replace(".shortcut.", ".downsample.")
 
     def is_head(self, name: str) -> bool:
-        return name.startswith("fc.")
+        return name.startswith(("fc.", "head.", "auxiliary."))
 
     def written(self, name: str, like: Names = "torchvision") -> str:
         if like == "huggingface":
@@ -109,8 +110,9 @@ def _architecture(shapes: Mapping[str, Shape], source: epath.PathLike) -> dict[s
     held["gated"] = any("gate" in name.split(".") for name in shapes)
     if held["gated"]:
         held |= _gates(shapes)
-    if shapes.get("fc.weight"):
-        held["num_classes"] = shapes["fc.weight"][0]
+    for last in ("fc.weight", "head.classifier.fc.weight"):
+        if shapes.get(last):
+            held["num_classes"] = shapes[last][0]
     return held
 
 

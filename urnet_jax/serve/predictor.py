@@ -23,7 +23,7 @@ from urnet_jax import config as config_lib
 from urnet_jax.config import Config
 from urnet_jax.errors import UserError
 from urnet_jax.nets.contract import Description
-from urnet_jax.nets.cost import flops_per_sample
+from urnet_jax.nets.cost import flops_per_sample, sides
 from urnet_jax.nets.mode import Execution
 from urnet_jax.runs import bundle as bundle_lib
 from urnet_jax.runs.bundle import Bundle
@@ -81,10 +81,12 @@ class Predictor:
           devices: that share each batch; by default all of this process.
 
         Raises:
-          UserError: a batch size is not positive, or chance decides which blocks run.
+          UserError: a batch size is not positive, chance decides which blocks run, or the network
+            says a class for each pixel.
         """
         self.bundle = bundle
         self._execution: Execution = execution
+        bundle_lib.check_served(self.arch)
         if self.config.gate.random_drop != "never":
             raise UserError(
                 "In this network chance decides which blocks run (gate.random_drop), so that it "
@@ -123,7 +125,7 @@ class Predictor:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels of an image."""
-        return self.arch.image_size, self.arch.image_size, self.arch.image_channels
+        return *sides(self.arch.image_size), self.arch.image_channels
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from urnet_jax.errors import UserError
 from urnet_jax.evaluate import calibration, inspection
 from urnet_jax.evaluate.run import Run
 from urnet_jax.runs import profile as profile_lib
-from urnet_jax.runs.bundle import Bundle
+from urnet_jax.runs.bundle import Bundle, is_served
 from urnet_jax.runs.profile import Profile
 from urnet_jax.serve import budgets
 from urnet_jax.serve.predictor import BATCH_SIZES, Predictor
@@ -39,8 +39,10 @@ def profile_workdir(
     batch_sizes: Sequence[int] = BATCH_SIZES,
     data_dir: str = "",
     progress: bool = True,
-) -> Profile:
+) -> Profile | None:
     """Measures a calibrated checkpoint of a run, keeps the result with it and prints it.
+
+    Nothing is measured of a network that is not served, see `bundle.is_served`.
 
     Top-1 is that on training images that calibration held back: they served to train the weights,
     and say how S compare, not how well the network does on new images.
@@ -57,6 +59,9 @@ def profile_workdir(
       UserError: the workdir holds no calibrated network, or an argument is not usable.
     """
     run = inspection.load(workdir, which, data_dir)
+    if not is_served(run.arch):
+        print("Times are not measured: a network that says a class for each pixel is not served.")
+        return None
     if run.calibration is None:
         raise UserError(f"The network in {workdir} is not calibrated: run urnet calibrate.")
     found = measure(run, calibration.halves(run, images)[1], batch_sizes, progress=progress)
@@ -86,9 +91,9 @@ def measure(
     seconds = _times(predictor, pixels.astype(np.float32), scales, progress)
     return Profile(
         scales=scales,
-        top1_percent=tuple((100 * evaluation.right.mean(axis=1)).tolist()),
+        top1_percent=tuple(evaluation.measured.tolist()),
         flops_shares=tuple((evaluation.flops.mean(axis=1) / evaluation.full_flops).tolist()),
-        images=len(evaluation.labels),
+        images=len(evaluation.index),
         batch_sizes=predictor.batch_sizes,
         seconds=tuple(map(tuple, seconds.tolist())),
         about={

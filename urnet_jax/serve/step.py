@@ -16,6 +16,7 @@ from urnet_jax.data import augment
 from urnet_jax.evaluate.step import gate_inputs
 from urnet_jax.nets import network
 from urnet_jax.nets.contract import Description
+from urnet_jax.nets.cost import sides
 from urnet_jax.nets.execution import choose
 from urnet_jax.nets.mode import Execution, Mode
 from urnet_jax.nets.network import Tree
@@ -94,7 +95,7 @@ def _compiled(
     def of(*shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((batch_size, *shape), jnp.float32, sharding=place)
 
-    size = arch.image_size
-    shapes = of(size, size, arch.image_channels), of(), of()
+    height, width = sides(arch.image_size)
+    shapes = of(height, width, arch.image_channels), of(), of()
     jitted = jax.jit(step, compiler_options=compiler_options(platform))
     return jitted.lower(*variables, *shapes).compile()

@@ -13,6 +13,8 @@ from urnet_jax.config import Config
 from urnet_jax.errors import UserError
 from urnet_jax.evaluate.step import make_eval_step
 from urnet_jax.nets.architecture import Architecture
+from urnet_jax.nets.cost import Size, sides
+from urnet_jax.nets.dense.architecture import Dense
 from urnet_jax.phases import PHASES
 from urnet_jax.train import state as state_lib
 from urnet_jax.train.step import make_train_step
@@ -59,8 +61,7 @@ def compile_train(config: Config, mesh: Mesh, phase: str = "joint") -> CompiledS
 def train_step(config: Config, mesh: Mesh, phase: str) -> tuple[Any, tuple[Any, ...]]:
     """The jitted training step of a phase, and what it is called with, in shapes and dtypes."""
     state = state_lib.abstract_state(config, phase, STEPS_PER_EPOCH, sharding.replicated(mesh))
-    image, number = _abstract_batch(config, config.data.batch_size, mesh)
-    batch = {"image": image, "label": number, "index": number, "epoch": number}
+    batch = _abstract_batch(config, config.data.batch_size, mesh, config.data.image_size)
     return make_train_step(config, phase, STEPS_PER_EPOCH, mesh), (state, batch)
 
 
@@ -75,19 +76,24 @@ def compile_evaluate(config: Config, mesh: Mesh) -> CompiledStep:
     where = sharding.replicated(mesh)
     state = state_lib.abstract_state(config, "joint", STEPS_PER_EPOCH, where)
     size = -(-config.eval.batch_size // mesh.size) * mesh.size
-    image, number = _abstract_batch(config, size, mesh)
+    seen_at = tuple(config.data.eval_size) or config.data.image_size
+    batch = _abstract_batch(config, size, mesh, seen_at)
+    number = batch["index"]
     scale = jax.ShapeDtypeStruct(number.shape, jnp.float32, sharding=number.sharding)
     step = make_eval_step(config, mesh=mesh)
-    arguments = state.params, state.batch_stats, image, number, scale, number
-    found = compile_step("evaluate", step, arguments, mesh)
-    analytic = config_lib.architecture(config).cost.full_macs * size / mesh.size
+    images = batch["image"], batch["label"], scale, number
+    found = compile_step("evaluate", step, (state.params, state.batch_stats, *images), mesh)
+    arch = config_lib.architecture(config)
+    of_size = dataclasses.replace(arch, image_size=seen_at)
+    analytic = of_size.cost.full_macs * size / mesh.size
     return CompiledStep(**vars(found), batch_size=size, analytic_macs=analytic)
 
 
 def analytic_macs(config: Config, phase: str) -> float | None:
     """Multiply-adds of one image in a training step, from the architecture alone.
 
-    None for networks other than residual ones, of which it is not known which layers need what.
+    None for networks other than residual ones that classify images: of others it is not known which
+    layers need what.
 
     A layer that is trained takes as much again for the gradient of its weights, and every layer but
     the first as much for that of its input. In `gates` only the gates are trained, and neither the
@@ -95,7 +101,7 @@ def analytic_macs(config: Config, phase: str) -> float | None:
     `distill.weight` an image is seen twice, whole and resized.
     """
     arch = config_lib.architecture(config)
-    if not isinstance(arch, Architecture):
+    if not isinstance(arch, Architecture) or isinstance(arch, Dense):
         return None
     cost, own_gates = arch.cost, PHASES[phase].own_gates
     times = 2.0 if own_gates and arch.gated and config.distill.weight > 0 else 1.0
@@ -110,15 +116,18 @@ def analytic_macs(config: Config, phase: str) -> float | None:
 
 
 def _abstract_batch(
-    config: Config, size: int, mesh: Mesh
-) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-    """A batch's images, and one integer for each."""
+    config: Config, size: int, mesh: Mesh, image_size: Size
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """A training batch of images of that size in pixels."""
     arch, where = config_lib.architecture(config), sharding.split(mesh)
-    shape = size, arch.image_size, arch.image_size, arch.image_channels
-    return (
-        jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=where),
-        jax.ShapeDtypeStruct((size,), jnp.int32, sharding=where),
-    )
+    pixels = sides(image_size)
+
+    def of(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((size, *shape), dtype, sharding=where)
+
+    image, number = of(*pixels, arch.image_channels, dtype=jnp.uint8), of()
+    label = of(*pixels) if config.data.labels == "map" else number
+    return {"image": image, "label": label, "index": number, "epoch": number}
 
 
 def largest_batch(

@@ -17,6 +17,8 @@ from urnet_jax.data.splits import Split
 from urnet_jax.errors import Stopped, writable
 from urnet_jax.evaluate import evaluation, table
 from urnet_jax.evaluate.step import EvalStep, make_eval_step
+from urnet_jax.nets import network
+from urnet_jax.nets.tasks import measure_of
 from urnet_jax.phases import PHASES
 from urnet_jax.runs import writers
 from urnet_jax.runs.checkpoint import Checkpointer
@@ -152,6 +154,7 @@ def run_phase(run: Run, phase: str, state: TrainState) -> TrainState:
     progress = PhaseProgress(
         run.writer, phase, first=first, num_steps=plan.num_steps,
         every_steps=config.log.every_steps, batch_size=config.data.batch_size,
+        measure=network.task(config_lib.architecture(config)).trained,
     )  # fmt: skip
 
     with progress:
@@ -174,7 +177,7 @@ def run_phase(run: Run, phase: str, state: TrainState) -> TrainState:
             )  # fmt: skip
             if plan.evaluates(n) and not stop:  # Whoever asked to stop may not wait for it.
                 summary = measure(run, phase, state)
-                meta = dataclasses.replace(meta, top1_percent=mean_top1(summary))
+                meta = dataclasses.replace(meta, top1_percent=mean_over_scales(summary))
                 report(run, phase, offset + n, summary, is_last=n == plan.num_steps)
             if plan.saves(n) or stop:
                 run.checkpointer.save(state, meta)
@@ -222,7 +225,7 @@ def evaluate_late(run: Run, phase: str, state: TrainState, plan: Plan) -> None:
         return
     summary = measure(run, phase, averaged(run, phase, state))
     if plan.saves(n):
-        run.checkpointer.add_score(step, mean_top1(summary))
+        run.checkpointer.add_score(step, mean_over_scales(summary))
     # Last: with these lines it is made.
     report(run, phase, step, summary, is_last=n >= plan.num_steps)
 
@@ -250,9 +253,9 @@ def scales_of(config: Config, phase: str) -> tuple[float, ...]:
     return config.eval.scales if config_lib.heeds_scale(config, phase) else (1.0,)
 
 
-def mean_top1(summary: pd.DataFrame) -> float:
-    """Top-1 in percent, the mean over the scales."""
-    return float(np.mean(summary["top1_percent"]))
+def mean_over_scales(summary: pd.DataFrame) -> float:
+    """What is measured, top-1 say, in percent: the mean over the scales."""
+    return float(np.mean(summary[measure_of(summary.columns).column]))
 
 
 def report(run: Run, phase: str, step: int, summary: pd.DataFrame, *, is_last: bool) -> None:
@@ -269,10 +272,11 @@ def report(run: Run, phase: str, step: int, summary: pd.DataFrame, *, is_last: b
             print(mind)
         return
     usage = "flops_share" if run.config.scale.of == "flops" else "usage_mean"
+    measure = measure_of(summary.columns)
     shown = ", ".join(
-        f"{row['top1_percent']:.2f} at S {row['scale']:g} (usage {row[usage]:.2f})" for row in rows
+        f"{row[measure.column]:.2f} at S {row['scale']:g} (usage {row[usage]:.2f})" for row in rows
     )
-    say(f"{phase} step {step}: top-1 {shown}")
+    say(f"{phase} step {step}: {measure.title} {shown}")
 
 
 # Compiled once for all runs of a process with the same config; it is JSON, for a Config can change.

@@ -8,7 +8,8 @@ from clu import metrics
 class TrainMetrics(metrics.Collection):
     """Means over the samples of one or many training steps.
 
-    `top1_whole` is of the pass with everything on; where a step has one pass, of that one.
+    `top1` is the mean of `correct`, of maps the share of pixels that are right; `top1_whole` is of
+    the pass with everything on; where a step has one pass, of that one.
     """
 
     loss: metrics.Average.from_output("loss")  # pyright: ignore[reportInvalidTypeForm]

@@ -5,6 +5,7 @@ By default the network is run once for a batch, as its gates decide (URNet, equa
 labels, and the resized one from what the whole one says (Adaptive Depth Networks, 2312.16392).
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -87,6 +88,9 @@ def make_loss(config: Config, phase: str, platform: str) -> Objective:
         asked = Asked.of(config, arch, output, inputs, along) if own_gates else Asked()
         aux: Any = sum(output.aux.values(), jnp.zeros(()))
         loss = of_task.mean() + asked.weighed(config) + aux
+        if whole.auxiliary is not None:
+            of_auxiliary = task.loss(whole.auxiliary, labels).mean()
+            loss += getattr(arch, "auxiliary_weight", 0.0) * of_auxiliary
         if twice:
             # The labels' part fades for the resized network, and stays for the whole one.
             loss += (_fading(config, along.progress) - 1) * of_task.mean() + of_whole.mean()
@@ -191,10 +195,9 @@ def with_whole(inputs: GateInputs, num_gates: int) -> GateInputs:
 
 def of_half(output: Output, which: int) -> Output:
     """The output of every whole (0) or every resized (1) sample of `with_whole`."""
-    parts = jax.tree.map(
-        lambda x: x[which::2], (output.prediction, output.gates, output.gate_logits)
-    )
-    return Output(*parts, aux=output.aux)
+    of_samples: Any = dataclasses.replace(output, aux={})
+    half = jax.tree.map(lambda x: x[which::2], of_samples)
+    return dataclasses.replace(half, aux=output.aux)
 
 
 def risen(config: Config, progress: Array) -> Array:

@@ -8,6 +8,7 @@ import jax
 from tqdm import tqdm
 
 from urnet_jax.errors import UserError
+from urnet_jax.nets.tasks import TOP1, Measure
 from urnet_jax.runs.writers import MetricWriter
 from urnet_jax.train.metrics import TrainMetrics
 
@@ -23,11 +24,14 @@ class PhaseProgress:
 
     def __init__(
         self, writer: MetricWriter, phase: str, *, first: int, num_steps: int, every_steps: int,
-        batch_size: int,
+        batch_size: int, measure: Measure = TOP1,
     ) -> None:  # fmt: skip
-        """Progress of a phase of `num_steps` that goes on after its step `first`."""
+        """Progress of a phase of `num_steps` that goes on after its step `first`.
+
+        `measure` is what the metrics' `top1` is the mean of, see `Task.trained`.
+        """
         self._writer, self._phase = writer, phase
-        self._every_steps, self._batch_size = every_steps, batch_size
+        self._every_steps, self._batch_size, self._measure = every_steps, batch_size, measure
         self._bar = tqdm(
             total=num_steps, initial=first, desc=phase, unit="step", dynamic_ncols=True,
             disable=jax.process_index() > 0 or not sys.stderr.isatty(),
@@ -103,11 +107,12 @@ class PhaseProgress:
         merged = host[0]
         for metrics in host[1:]:
             merged = merged.merge(metrics)
-        values = {name: float(value) for name, value in merged.compute().items()}
+        computed, own = merged.compute().items(), self._measure.name
+        values = {name.replace("top1", own): float(value) for name, value in computed}
         values["images_per_s"] = len(host) * self._batch_size / max(seconds, 1e-9)
         self._writer.write("train", step, {"phase": self._phase, **values})
         shown = (
-            f"loss {values['loss']:.3f}, top-1 {100 * values['top1']:.1f} %, "
+            f"loss {values['loss']:.3f}, {self._measure.title} {100 * values[own]:.1f} %, "
             f"usage {values['usage']:.2f}, {values['images_per_s']:.0f} img/s"
         )
         self._bar.set_postfix_str(shown)

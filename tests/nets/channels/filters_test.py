@@ -19,6 +19,7 @@ from helpers.variables import apply
 from urnet_jax.nets import execution
 from urnet_jax.nets.channels import filters
 from urnet_jax.nets.channels.architecture import ChannelGated
+from urnet_jax.nets.cost import sides
 from urnet_jax.nets.mode import Execution, Mode
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
@@ -43,7 +44,7 @@ def compiled(arch: ChannelGated, how: Execution, dtype: str = "float32") -> Any:
 
 def drawn(arch: ChannelGated, batch: int, usage: float) -> tuple[Any, Any]:
     rng = np.random.default_rng(3)
-    images = rng.normal(size=(batch, arch.image_size, arch.image_size, 3)).astype(np.float32)
+    images = rng.normal(size=(batch, *sides(arch.image_size), 3)).astype(np.float32)
     return images, (rng.random((batch, arch.num_gates)) < usage).astype(np.float32)
 
 

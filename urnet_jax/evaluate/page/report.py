@@ -10,7 +10,7 @@ from urnet_jax.config import heeds_scale, skips
 from urnet_jax.data.splits import Split
 from urnet_jax.evaluate import plots
 from urnet_jax.evaluate.evaluation import Evaluation, summarize
-from urnet_jax.evaluate.page import gates, images
+from urnet_jax.evaluate.page import gates, images, maps
 from urnet_jax.evaluate.page.pieces import (
     Beside,
     Facts,
@@ -24,6 +24,7 @@ from urnet_jax.evaluate.page.pieces import (
 )
 from urnet_jax.evaluate.run import Run
 from urnet_jax.evaluate.static import compare
+from urnet_jax.nets.tasks import MIOU, measure_of
 
 
 def make(
@@ -49,7 +50,9 @@ def make(
     if not heeds_scale(run.config, run.meta.phase):
         sentence = f"{_one_cost(run, evaluation)} So there is one row to show."
         sections = [Section("Accuracy and cost", _table(evaluation))]
-        if run.has_trained_gates:
+        if evaluation.measure == MIOU:
+            sections += maps.sections(run, split, evaluation)
+        elif run.has_trained_gates:
             seen = images.Seen(run, split, evaluation)
             sections += [seen.paths(), gates.section(run.config, evaluation)]
         return render(title, [Paragraph(sentence), _facts(record)], sections)
@@ -67,8 +70,11 @@ def make(
             "eval_samples.npz those of each image."
         )
     ]
-    sections = [_results(evaluation, record.get("plain_top1_percent"), beside)]
-    if run.config.gate.random_drop == "never":
+    plain = record.get(f"plain_{evaluation.measure.column}")
+    sections = [_results(evaluation, plain, beside)]
+    if evaluation.measure == MIOU:
+        sections += maps.sections(run, split, evaluation)
+    elif run.config.gate.random_drop == "never":
         seen = images.Seen(run, split, evaluation)
         kinds = gates.section(run.config, evaluation)
         sections += [seen.paths(), kinds, seen.lost(), seen.sweep()]
@@ -144,11 +150,12 @@ def _facts(record: Mapping[str, Any]) -> Facts:
 def _table(evaluation: Evaluation) -> tuple[Table, Paragraph]:
     """The table, and how to read it."""
     unit, name = (1e9, "G") if evaluation.full_flops >= 1e9 else (1e6, "M")
+    measure = evaluation.measure
     records: Any = summarize(evaluation).itertuples()
     rows = [
         (
             f"{row.scale:g}",
-            f"{row.top1_percent:.2f}",
+            f"{getattr(row, measure.column):.2f}",
             f"{100 * row.flops_share:.1f}",
             f"{row.blocks_mean:.2f} ± {row.blocks_std:.2f}",
             f"{row.blocks_min}–{row.blocks_max}",
@@ -158,7 +165,7 @@ def _table(evaluation: Evaluation) -> tuple[Table, Paragraph]:
     ]
     columns = (
         "S",
-        "Top-1,\n%",
+        f"{_capital(measure.title)},\n%",
         "FLOPs,\n%",
         f"Blocks\nof {evaluation.num_gates}",
         "Blocks,\nmin–max",
@@ -170,34 +177,42 @@ def _table(evaluation: Evaluation) -> tuple[Table, Paragraph]:
         "linear layers; those in percent are of the full network, with every block and gate, which "
         f"takes {evaluation.full_flops / unit:.2f} {name}."
     )
-    return Table("Top-1, blocks and FLOPs at each S", columns, rows), Paragraph(legend)
+    title = f"{_capital(measure.title)}, blocks and FLOPs at each S"
+    return Table(title, columns, rows), Paragraph(legend)
+
+
+def _capital(title: str) -> str:
+    """As the first word of a sentence: 'Top-1', and 'mIoU' as it is."""
+    return title if title[1:] != title[1:].lower() else title[0].upper() + title[1:]
 
 
 def _results(
-    evaluation: Evaluation, plain_top1_percent: float | None, static: pd.DataFrame | None
+    evaluation: Evaluation, plain_percent: float | None, static: pd.DataFrame | None
 ) -> Section:
-    """The table, top-1 against FLOPs, and which blocks are used at which S."""
+    """The table, the measure against FLOPs, and which blocks are used at which S."""
     summary, blocks = summarize(evaluation), evaluation.num_gates
+    measure = evaluation.measure
     ends: Any = summary.iloc[[0, -1]].itertuples()
     low, high = (
-        f"{row.top1_percent:.2f} % at S = {row.scale:g} with {100 * row.flops_share:.1f} % of the "
-        "FLOPs"
+        f"{getattr(row, measure.column):.2f} % at S = {row.scale:g} with "
+        f"{100 * row.flops_share:.1f} % of the FLOPs"
         for row in ends
     )
     caption = (
-        "Top-1 against FLOPs, a point for each S. Bars are one standard deviation over the images."
+        f"{_capital(measure.title)} against FLOPs, a point for each S. Bars are one standard "
+        "deviation over the images."
     )
-    if plain_top1_percent is not None:
+    if plain_percent is not None:
         caption += (
             " The dashed line is the plain network that this one began from, at the end of phase "
-            f"pretrain: {plain_top1_percent:.2f} %."
+            f"pretrain: {plain_percent:.2f} %."
         )
     if static is not None:
         caption += " The squares are plain networks of several sizes, each trained by itself."
-    figure = plots.plot_top1_vs_flops(
-        summary, plain_top1_percent=plain_top1_percent, width=width_of(1), static=static
+    figure = plots.plot_against_flops(
+        summary, plain_percent=plain_percent, width=width_of(1), static=static
     )
-    curve = Plot(figure, caption, f"Curve of top-1 against FLOPs, from {low} to {high}.")
+    curve = Plot(figure, caption, f"Curve of {measure.title} against FLOPs, from {low} to {high}.")
 
     used = 100 * evaluation.gates.mean(axis=(0, 1), dtype=np.float64)
     most, least = used.argmax(), used.argmin()
@@ -218,16 +233,18 @@ def _static(summary: pd.DataFrame, static: pd.DataFrame | None) -> tuple[Table, 
     """The network at the cost of each plain one, where those are known."""
     if static is None:
         return ()
+    measure = measure_of(summary.columns)
     records: Any = compare(summary, static).itertuples()
     rows = [
         (
             row.network,
             f"{100 * row.flops_share:.1f}",
-            f"{row.top1_percent:.2f}",
+            f"{getattr(row, measure.column):.2f}",
             "–" if np.isnan(row.over) else f"{row.resizable_percent:.2f}",
             "–" if np.isnan(row.over) else f"{row.over:+.2f}",
         )
         for row in records
     ]
-    columns = ("Plain\nnetwork", "FLOPs,\n%", "Its\ntop-1, %", "Here,\n%", "Over it,\npoints")
+    its = f"Its\n{measure.title}, %"
+    columns = ("Plain\nnetwork", "FLOPs,\n%", its, "Here,\n%", "Over it,\npoints")
     return (Table("At the cost of plain networks, between the points above", columns, rows),)

@@ -97,7 +97,7 @@ class ChannelGated(Residual):
     @functools.cache  # noqa: B019  # Few networks live in a process, and each is small.
     def _cost(self) -> ChannelCost:
         stem_macs, size = self.stem.macs(self.image_size), self.stage_input_size
-        always, blocks, gate_macs = stem_macs + self.head.macs, [], 0
+        always, blocks, gate_macs = stem_macs + self.head_macs, [], 0
         for stage in self.stages:
             for i in range(stage.num_blocks):
                 if i == 0 and stage.changes_shape and self.shortcut == "B":
@@ -155,5 +155,5 @@ class ChannelGated(Residual):
         return (
             f"{kind} {self.name} ({self.family}, width {self.width}, shortcut "
             f"{self.shortcut}, groups of {self.gate_group}{scale}) for {self.num_classes} classes "
-            f"at {self.image_size} px"
+            f"at {self.size_for_people}"
         )

@@ -113,6 +113,7 @@ def _convolved(
     convolution makes 0, and one within it what BatchNorm makes of zeros.
     """
     stride: Any = conv.strides
+    apart: Any = conv.kernel_dilation
     shape = (*(-(-n // stride) for n in x.shape[1:3]), conv.out_features)
     if taken[1] == 0 or (outputs is None and taken[0] == 0):
         return jnp.zeros((1, *shape), conv.dtype)
@@ -127,7 +128,8 @@ def _convolved(
             kernel = outputs.take(kernel, 3, taken[1])
         y = conv.conv_general_dilated(
             x.astype(conv.dtype), kernel.astype(conv.dtype), (stride, stride), conv.padding,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=conv.precision,
+            rhs_dilation=(apart, apart), dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            precision=conv.precision,
         )  # fmt: skip
     if outputs is None:
         return _normalized(norm, y)

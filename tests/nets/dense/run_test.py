@@ -1,0 +1,206 @@
+"""Networks for dense prediction are trained, evaluated, shown and exported as any other."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import urnet_jax
+from helpers import label_maps
+from urnet_jax import config as config_lib
+from urnet_jax.errors import UserError
+from urnet_jax.evaluate import calibration, inspection, job, maps
+from urnet_jax.evaluate.evaluation import evaluate, summarize
+from urnet_jax.nets.architecture import Architecture
+from urnet_jax.runs import export, pretrained, torch_files, writers
+from urnet_jax.runs.load import load_network
+from urnet_jax.serve import profiling
+from urnet_jax.train import loop
+
+FIELDS: dict[str, Any] = {
+    "data.name": "cells", "data.num_classes": label_maps.CLASSES, "data.batch_size": 4,
+    "data.ignored_label": label_maps.IGNORED, "data.image_size": 32, "data.eval_size": (40, 56),
+    "data.threads": 2, "model.width": 8, "joint.epochs": 8.0, "joint.warmup_epochs": 0.5,
+    "eval.scales": (0.5, 1.0), "eval.every_epochs": 0.0, "eval.batch_size": 3,
+    "checkpoint.every_epochs": 0.0, "log.every_steps": 2,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("cells")
+    label_maps.build(folder, "cells", {"train": label_maps.files(12), "test": label_maps.files(7)})
+    return str(folder)
+
+
+def dense_config(data_dir: str, name: str = "camvid_resnet18", **fields: Any) -> Any:
+    config = config_lib.load(name)
+    own = {"model.gate_group": 4} if "bas" in name else {"model.gate_reduction": 4}
+    config.update_from_flattened_dict(FIELDS | {"data.dir": data_dir} | own | fields)
+    return config
+
+
+@pytest.fixture(scope="module")
+def blocks(data_dir, tmp_path_factory) -> Any:
+    workdir = tmp_path_factory.mktemp("dense") / "run"
+    loop.train_and_evaluate(dense_config(data_dir), workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def both(data_dir, tmp_path_factory) -> Any:
+    workdir = tmp_path_factory.mktemp("dense") / "both"
+    loop.train_and_evaluate(dense_config(data_dir, "camvid_resnet18_bas:both"), workdir)
+    return workdir
+
+
+@pytest.mark.parametrize("kind", ["blocks", "both"])
+def test_it_learns_and_says_so_in_its_own_measure(kind, request):
+    lines = writers.read(request.getfixturevalue(kind))
+    trained = [line for line in lines if line["kind"] == "train"]
+    assert trained[-1]["task_loss"] < trained[0]["task_loss"]
+    assert 0 <= trained[-1]["pixels_right"] <= 1 and "top1" not in trained[-1]
+    found = [line for line in lines if line["kind"] == "eval"]
+    assert [line["scale"] for line in found] == [0.5, 1.0]
+    assert all(0 <= line["miou_percent"] <= 100 and "top1_percent" not in line for line in found)
+
+
+def test_evaluation_is_the_same_in_batches_of_any_size(blocks):
+    """To the pixel: the confusion matrix of each image, and that of all by scikit-learn."""
+    run = inspection.load(blocks)
+    split = run.split()
+    found = [
+        evaluate(run.eval_step, *run.variables, split, run.config, (0.5, 1.0), size, progress=False)
+        for size in (1, 3, 8)
+    ]
+    for other in found[1:]:
+        np.testing.assert_array_equal(other.counts, found[0].counts)
+        np.testing.assert_array_equal(other.gates, found[0].gates)
+        np.testing.assert_allclose(other.loss, found[0].loss, rtol=1e-5)
+    from sklearn.metrics import jaccard_score
+
+    shown = maps.predict(run, (0.5, 1.0), range(7), split)
+    for k, miou in enumerate(summarize(found[0])["miou_percent"]):
+        counted = shown.labels >= 0
+        said = shown.answers[k][counted]
+        classes = np.union1d(shown.labels[counted], said)
+        expected = jaccard_score(shown.labels[counted], said, average="macro", labels=classes)
+        assert miou == pytest.approx(100 * expected, abs=1e-9)
+    np.testing.assert_allclose(shown.right, found[0].right, rtol=1e-6)
+    np.testing.assert_allclose(shown.flops_shares, found[0].flops / found[0].full_flops, rtol=1e-6)
+
+
+def test_an_image_costs_what_its_whole_size_does(blocks):
+    run: Any = inspection.load(blocks)
+    found = run.evaluate((1.0,))
+    assert run.arch.image_size == 32 and found.arch.image_size == (40, 56)
+    assert found.flops[0, 0] == 2 * run.arch.at((40, 56)).cost.full_macs
+
+
+@pytest.mark.parametrize("kind", ["blocks", "both"])
+def test_every_execution_says_the_same_and_the_page_shows_it(kind, request, tmp_path, capsys):
+    workdir = request.getfixturevalue(kind)
+    found = []
+    for how in ("dense", "auto"):
+        summary = job.evaluate_workdir(
+            workdir, execution=how, output=tmp_path / how, report=how == "auto"
+        )
+        found.append(summary[["miou_percent", "pixels_right_percent", "flops_mean"]].to_numpy())
+    np.testing.assert_allclose(*found, rtol=1e-6)
+    assert "mIoU, %" in capsys.readouterr().out
+    assert (tmp_path / "auto" / "miou_vs_flops.png").stat().st_size > 10_000
+    page = (tmp_path / "auto" / "report.html").read_text()
+    for words in ("mIoU against FLOPs", "IoU by class", "What the network sees", "fewest pixels"):
+        assert words in page
+    with np.load(tmp_path / "auto" / "eval_samples.npz") as samples:
+        assert samples["counts"].shape == (2, 7, label_maps.CLASSES, label_maps.CLASSES)
+
+
+def test_it_is_calibrated_and_not_served(both, tmp_path, capsys):
+    found = calibration.calibrate_workdir(both, scales=(0.5, 0.8), images=6, progress=False)
+    assert found.error < 0.1
+    assert profiling.profile_workdir(both, images=6, batch_sizes=(1,), progress=False) is None
+    assert "says a class for each pixel is not served" in capsys.readouterr().out
+    for refused in (
+        lambda: urnet_jax.load(both),
+        lambda: export.export_bundle(both, tmp_path / "bundle", "newest"),
+    ):
+        with pytest.raises(UserError, match="says a class for each pixel, and only networks that"):
+            refused()
+
+
+@pytest.mark.parametrize("kind", ["blocks", "both"])
+def test_what_is_exported_is_taken_back(kind, request, tmp_path):
+    workdir = request.getfixturevalue(kind)
+    file = tmp_path / "x.safetensors"
+    export.export_workdir(workdir, file, "newest")
+    tensors = torch_files.read_state_dict(file)
+    assert tensors["head.pool6.conv.weight"].shape == (16, 64, 1, 1)
+    assert tensors["auxiliary.classifier.fc.weight"].shape == (label_maps.CLASSES, 8)
+    meta, *expected = load_network(workdir)
+    again = meta.config.copy_and_resolve_references()
+    again.init["from"] = str(file)
+    jax.tree.map(
+        np.testing.assert_array_equal, pretrained.initial_variables(again), tuple(expected)
+    )
+
+
+def test_it_begins_with_the_weights_of_a_network_for_classes(data_dir, tmp_path):
+    from helpers.pretrained_networks import exported
+
+    plain = Architecture("imagenet", 18, 5, 32, width=8, shortcut="B", gated=False)
+    file = tmp_path / "resnet18.safetensors"
+    torch_files.write_state_dict(exported(plain), file)
+    config = dense_config(data_dir, **{"init.from": str(file)})
+    with pytest.raises(UserError, match="num_classes 24, not 5.*set init.head to 'new'"):
+        pretrained.initial_variables(config)
+    config.init.head = "new"
+    params, _ = pretrained.initial_variables(config)
+    np.testing.assert_array_equal(
+        params["conv1"]["kernel"], np.transpose(exported(plain)["conv1.weight"], (2, 3, 1, 0))
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"model.kind": "resnet"}, "data.labels is 'map', and .* of the kind 'class'"),
+        ({"data.ignored_label": 3}, "data.ignored_label is 3, which is one of the classes 0 to 23"),
+        ({"data.eval_size": ()}, "data.eval_size is \\(\\); with data.labels 'map' expected"),
+        ({"data.augment": "crop"}, "data.augment is 'crop'; with data.labels 'map' expected"),
+    ],
+)
+def test_what_contradicts_itself_is_one_sentence(data_dir, fields, sentence):
+    config = dense_config(data_dir)
+    if fields.get("model.kind") == "resnet":
+        with config.unlocked():
+            del config.model.auxiliary_weight
+    config.update_from_flattened_dict(fields)
+    with pytest.raises(UserError, match=sentence):
+        config_lib.validate(config)
+
+
+def test_only_maps_are_drawn_as_maps(finished):
+    run = inspection.load(finished)
+    with pytest.raises(UserError, match="says one class for an image, and no map"):
+        maps.predict(run, (1.0,), (0,))
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("camvid_resnet18", ("blocks", "plain")),
+        ("camvid_resnet18_bas", ("resizable", "both", "short")),
+        ("cityscapes_resnet50_bas", ("resizable", "both", "short")),
+    ],
+)
+def test_the_shipped_rows_are_whole(name, rows):
+    for row in rows:
+        config = config_lib.load(f"{name}:{row}")
+        config_lib.validate(config)
+        assert f"PSPNet-{config_lib.architecture(config).depth}" in (
+            config_lib.architecture(config).describe()
+        )
+    with pytest.raises(UserError, match=f"^{name} has no row 'x'; its rows are {', '.join(rows)}"):
+        config_lib.load(f"{name}:x")

@@ -1,0 +1,84 @@
+"""The part of `report.html` that shows what a network for dense prediction says of images."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from urnet_jax.data.splits import Split
+from urnet_jax.evaluate import maps
+from urnet_jax.evaluate.evaluation import Evaluation
+from urnet_jax.evaluate.page import gates
+from urnet_jax.evaluate.page.pieces import Paragraph, Piece, Plot, Section, Table
+from urnet_jax.evaluate.run import Run
+
+_WIDTH = 10.2
+_MOST_SCALES = 4
+
+
+def sections(run: Run, split: Split, evaluation: Evaluation) -> list[Section]:
+    """Gates, classes by S, and images: those that cost least and most, and go best and worst."""
+    own = [gates.section(run.config, evaluation)] if run.has_trained_gates else []
+    return [*own, _classes(split, evaluation), _pictures(run, split, evaluation)]
+
+
+def _classes(split: Split, evaluation: Evaluation) -> Section:
+    table = maps.by_class(evaluation)
+    names = split.class_names or [f"class {n}" for n in table.columns]
+    rows = [
+        (name, *("–" if np.isnan(value) else f"{value:.1f}" for value in table[n]))
+        for n, name in zip(table.columns, names, strict=True)
+    ]
+    columns = ("Class", *(f"S = {scale:g}" for scale in evaluation.scales))
+    about = Paragraph(
+        "Intersection over union, in percent: the pixels in which the network and the truth both "
+        "have the class, by those in which either has it. Their mean is the mIoU; a class that "
+        "neither has anywhere is left out."
+    )
+    heading = "Which classes does a smaller S lose?" if len(columns) > 2 else "Classes"
+    return Section(heading, [Table("IoU by class", columns, rows), about])
+
+
+def _pictures(run: Run, split: Split, evaluation: Evaluation) -> Section:
+    chosen = chosen_samples(evaluation)
+    scales = spread(evaluation.scales, _MOST_SCALES)
+    samples = [int(evaluation.index[row]) for row in chosen.values()]
+    shown = maps.predict(run, scales, samples, split)
+    why = "; ".join(f"#{evaluation.index[row]}: {reason}" for reason, row in chosen.items())
+    plot = Plot(
+        maps.plot(shown, _WIDTH),
+        "For each image itself, its truth and what the network says, and below that red where it "
+        f"is wrong; black and dark grey pixels are not counted. {why}.",
+        f"Pictures of {len(chosen)} images, each with its truth and the network's answers at S = "
+        f"{', '.join(f'{scale:g}' for scale in scales)}.",
+    )
+    pieces: list[Piece] = [plot]
+    return Section("What the network sees", pieces)
+
+
+def chosen_samples(evaluation: Evaluation) -> dict[str, int]:
+    """Rows of images to be shown, by why; each once."""
+    right, cost = evaluation.right.mean(axis=0), evaluation.flops.mean(axis=0)
+    lost: Any = evaluation.right[-1].astype(float) - evaluation.right[0]
+    wanted = [
+        ("most pixels right", np.argsort(-right, kind="stable")),
+        ("fewest pixels right", np.argsort(right, kind="stable")),
+        ("loses most by a smaller S", np.argsort(-lost, kind="stable")),
+    ]
+    if np.ptp(cost) > 0:
+        wanted += [
+            ("costs least", np.argsort(cost, kind="stable")),
+            ("costs most", np.argsort(-cost, kind="stable")),
+        ]
+    chosen: dict[str, int] = {}
+    for reason, order in wanted:
+        left = [int(row) for row in order if int(row) not in chosen.values()]
+        if left:
+            chosen[reason] = left[0]
+    return chosen
+
+
+def spread(scales: Sequence[float], most: int) -> tuple[float, ...]:
+    """At most so many of the scales, the first and the last among them, evenly in between."""
+    places = np.unique(np.linspace(0, len(scales) - 1, min(most, len(scales))).round().astype(int))
+    return tuple(scales[place] for place in places)
