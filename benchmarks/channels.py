@@ -37,7 +37,14 @@ import jax
 from absl import flags
 from etils import epath
 
-from benchmarks import inference, inference_cases, inference_report, results, timing
+from benchmarks import (
+    inference,
+    inference_cases,
+    inference_networks,
+    inference_report,
+    results,
+    timing,
+)
 from urnet_jax.errors import UserError, told_to_the_user
 from urnet_jax.nets.mode import EXECUTIONS
 
@@ -62,7 +69,7 @@ def parse(argv: list[str]) -> flags.FlagValues:
         kind(name, default, "", flag_values=values, **settings)
 
     define(flags.DEFINE_list, "networks", list(NETWORKS))
-    define(flags.DEFINE_list, "groups", [str(group) for group in inference_cases.GROUPS])
+    define(flags.DEFINE_list, "groups", [str(group) for group in inference_networks.GROUPS])
     define(flags.DEFINE_list, "batch_sizes", ["1", "8", "32"])
     define(flags.DEFINE_list, "usages", ["0.25", "0.5", "0.75", "1"])
     define(flags.DEFINE_list, "executions", ["auto"])
@@ -76,7 +83,7 @@ def parse(argv: list[str]) -> flags.FlagValues:
     results.define_flags(values, "channels")
     timing.parse_flags(values, argv, __doc__ or "")
     inference.check_choices("networks", values.networks, NETWORKS)
-    inference.check_choices("groups", values.groups, tuple(map(str, inference_cases.GROUPS)))
+    inference.check_choices("groups", values.groups, tuple(map(str, inference_networks.GROUPS)))
     inference.check_choices("executions", values.executions, EXECUTIONS)
     inference.check_choices("dtype", [values.dtype], ("float32", "bfloat16"))
     if values.networks == ["resnet20"] and values.groups == ["64"]:
@@ -103,7 +110,7 @@ def run(values: flags.FlagValues) -> epath.Path:
 def _groups(values: flags.FlagValues) -> Iterator[results.Group]:
     flag_names = ("executions", "repeats", "check", "torch", "torch_compile")
     settings = {name: values[name].value for name in flag_names}
-    known = inference_cases.CHANNEL_NETWORKS
+    known = inference_networks.CHANNEL_NETWORKS
     asked = (f"{name} channels/{group}" for name in values.networks for group in values.groups)
     sizes: list[int] = values.batch_sizes
     for name, batch in itertools.product(filter(known.__contains__, asked), sizes):

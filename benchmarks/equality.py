@@ -36,7 +36,7 @@ from absl import flags
 from etils import epath
 from flax import nnx
 
-from benchmarks import inference_cases, results, timing
+from benchmarks import inference_cases, inference_networks, results, timing
 from benchmarks.inference_cases import Subject
 from urnet_jax.errors import UserError, told_to_the_user
 from urnet_jax.nets.contract import GateInputs
@@ -80,7 +80,7 @@ def parse(argv: list[str]) -> flags.FlagValues:
     define("dtype", list(ALLOWED))
     results.define_flags(values, "equality")
     timing.parse_flags(values, argv, __doc__ or "")
-    for name, known in {"networks": inference_cases.NETWORKS, "dtype": ALLOWED}.items():
+    for name, known in {"networks": inference_networks.NETWORKS, "dtype": ALLOWED}.items():
         if unknown := [given for given in getattr(values, name) if given not in known]:
             raise UserError(f"--{name} names {unknown[0]!r}; expected some of {', '.join(known)}.")
     if not all(size.isdecimal() and int(size) for size in values.batch_sizes):
@@ -131,8 +131,8 @@ def rows(name: str, batch: int, dtype: str) -> list[results.Row]:
 
 
 def gated_subject(name: str, batch: int, dtype: str) -> Subject:
-    """A network of `inference_cases.NETWORKS` with gates of its own, random weights and images."""
-    networks, gated = inference_cases.NETWORKS, f"gated {name}"
+    """A network of `inference_networks.NETWORKS` with its own gates, random weights and images."""
+    networks, gated = inference_networks.NETWORKS, f"gated {name}"
     # `drawn_subject` finds a network by its name.
     networks.setdefault(gated, dataclasses.replace(networks[name], gated=True))
     return inference_cases.drawn_subject(gated, batch, dtype, usages=())

@@ -42,7 +42,7 @@ from absl import flags
 from etils import epath
 from tqdm import tqdm
 
-from benchmarks import inference_cases, inference_report, results, timing
+from benchmarks import inference_cases, inference_networks, inference_report, results, timing
 from urnet_jax.errors import UserError, told_to_the_user
 from urnet_jax.nets.mode import EXECUTIONS
 
@@ -93,7 +93,7 @@ def parse(argv: list[str]) -> flags.FlagValues:
     define(flags.DEFINE_string, "data_dir", "")
     results.define_flags(values, "inference")
     timing.parse_flags(values, argv, __doc__ or "")
-    check_choices("networks", values.networks, tuple(inference_cases.NETWORKS))
+    check_choices("networks", values.networks, tuple(inference_networks.NETWORKS))
     check_choices("executions", values.executions, EXECUTIONS)
     check_choices("dtype", values.dtype, ("float32", "bfloat16"))
     values.batch_sizes = numbers("batch_sizes", values.batch_sizes, int, 1, 1 << 20)
@@ -178,7 +178,7 @@ def forward_rows(kind: Kind, values: flags.FlagValues) -> tuple[list[dict], dict
     else:
         subject = inference_cases.drawn_subject(kind.network, batch, dtype, values.usages)
     cases, notes = inference_cases.jax_cases(subject, values.executions, values.check), {}
-    if values.torch:
+    if "torch" in values and values.torch:  # Not for dense prediction.
         from benchmarks import inference_torch
 
         found, notes = inference_torch.cases(subject, values.torch_compile)

@@ -10,37 +10,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from benchmarks import timing
+from benchmarks import inference_networks, timing
 from urnet_jax.errors import UserError
 from urnet_jax.nets import network
-from urnet_jax.nets.architecture import Architecture
-from urnet_jax.nets.channels.architecture import ChannelGated
 from urnet_jax.nets.contract import GateInputs
 from urnet_jax.nets.cost import macs_per_sample, sides
 from urnet_jax.nets.execution import choose
 from urnet_jax.nets.mode import Build, Execution, Mode
-
-NETWORKS = {
-    "resnet20": Architecture("cifar", 20, 10, 32, gated=False),
-    "resnet110": Architecture("cifar", 110, 10, 32, gated=False),
-    "resnet18": Architecture("imagenet", 18, 1000, 224, width=64, shortcut="B", gated=False),
-    "resnet50": Architecture("imagenet", 50, 1000, 224, width=64, shortcut="B", gated=False),
-    "resnet101": Architecture("imagenet", 101, 1000, 224, width=64, shortcut="B", gated=False),
-}
-
-GROUPS = (1, 16, 64)
-"""Channels of a gate."""
-
-CHANNEL_NETWORKS = {
-    f"{name} channels/{group}": ChannelGated(
-        plain.family, plain.depth, plain.num_classes, plain.image_size, width=plain.width,
-        shortcut=plain.shortcut, gate_group=group, gate_scale=False,
-    )
-    for name, plain in NETWORKS.items()
-    for group in GROUPS
-    if plain.width % group == 0
-}  # fmt: skip
-"""Those whose gates switch groups of so many channels; their own are costed and not run."""
 
 ALL_ON = {"usage": 1.0, "blocks_share": 1.0, "flops_share": 1.0}
 
@@ -117,8 +93,8 @@ def drawn_requests(arch: Any, batch: int, usages: Sequence[float]) -> tuple[Requ
 
 
 def drawn_subject(name: str, batch: int, dtype: str, usages: Sequence[float]) -> Subject:
-    """A network of NETWORKS or CHANNEL_NETWORKS with random weights, images and gates."""
-    arch, rng = (NETWORKS | CHANNEL_NETWORKS)[name], np.random.default_rng(0)
+    """A network of `inference_networks` with random weights, images and gates."""
+    arch, rng = inference_networks.found(name), np.random.default_rng(0)
     abstract = network.abstract(arch, Build(dtype))
     graph, params, batch_stats = nnx.split(abstract, nnx.Param, nnx.BatchStat)
 
@@ -289,7 +265,7 @@ def compare(dense: tuple, other: tuple, most: float, what: str) -> dict[str, flo
 
 def compile_seconds(name: str, batch: int, dtype: str, execution: str) -> float:
     """Seconds to trace and compile a network of NETWORKS that computes its gates itself."""
-    arch = dataclasses.replace(NETWORKS[name], gated=True)
+    arch = dataclasses.replace(inference_networks.NETWORKS[name], gated=True)
     abstract = network.abstract(arch, Build(dtype))
     graph, params, batch_stats = nnx.split(abstract, nnx.Param, nnx.BatchStat)
     size = arch.image_size

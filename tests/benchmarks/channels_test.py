@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import channels, inference_cases, results
+from benchmarks import channels, inference_cases, inference_networks, results
 from urnet_jax.errors import UserError
 from urnet_jax.nets.channels.architecture import ChannelGated
 
@@ -17,7 +17,7 @@ TINY = {"resnet20 channels/16": BASIC, "resnet50 channels/64": DEEP}
 
 @pytest.fixture(autouse=True)
 def tiny_networks(monkeypatch):
-    monkeypatch.setattr(inference_cases, "CHANNEL_NETWORKS", TINY)
+    monkeypatch.setattr(inference_networks, "CHANNEL_NETWORKS", TINY)
     monkeypatch.setattr(results, "MOST_BUSY", 1.0)  # whatever else runs beside the tests
 
 
@@ -77,11 +77,11 @@ def test_what_it_does_not_know_is_one_sentence():
 
 def test_groups_of_every_width(monkeypatch):
     monkeypatch.undo()
-    known = inference_cases.CHANNEL_NETWORKS
+    known = inference_networks.CHANNEL_NETWORKS
     assert "resnet20 channels/64" not in known and "resnet20 channels/16" in known
     for name, arch in known.items():
         assert arch.gate_group == int(name.split("/")[1])
-        plain = inference_cases.NETWORKS[name.split()[0]]
+        plain = inference_networks.NETWORKS[name.split()[0]]
         assert arch.cost.full_macs - arch.cost.gate_macs == plain.cost.full_macs
         gates = np.ones((1, arch.num_gates), np.float32)
         assert inference_cases.macs_per_sample(arch, gates)[0] == arch.cost.full_macs

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import equality, inference_cases
+from benchmarks import equality, inference_networks
 from urnet_jax.errors import UserError
 from urnet_jax.nets.architecture import Architecture
 
@@ -11,7 +11,7 @@ from urnet_jax.nets.architecture import Architecture
 @pytest.fixture
 def tiny_networks(monkeypatch):
     tiny = Architecture("cifar", 14, 5, image_size=8, width=4, gated=False)
-    monkeypatch.setattr(inference_cases, "NETWORKS", {"resnet20": tiny})
+    monkeypatch.setattr(inference_networks, "NETWORKS", {"resnet20": tiny})
 
 
 def test_executions_equal_dense(tmp_path, tiny_networks):

@@ -9,20 +9,27 @@ import numpy as np
 import pytest
 
 import benchmarks
-from benchmarks import inference, inference_cases, inference_report, results, timing
+from benchmarks import (
+    inference,
+    inference_cases,
+    inference_networks,
+    inference_report,
+    results,
+    timing,
+)
 from urnet_jax.errors import UserError
 from urnet_jax.nets.architecture import Architecture
 from urnet_jax.nets.cost import macs_per_sample
 
 CIFAR = Architecture("cifar", 14, 5, image_size=8, width=4, gated=False)
-TINY = dict.fromkeys(inference_cases.NETWORKS, CIFAR) | {
+TINY = dict.fromkeys(inference_networks.NETWORKS, CIFAR) | {
     "resnet50": Architecture("imagenet", 50, 5, image_size=32, width=4, shortcut="B", gated=False),
 }
 
 
 @pytest.fixture(autouse=True)
 def tiny_networks(monkeypatch):
-    monkeypatch.setattr(inference_cases, "NETWORKS", TINY)
+    monkeypatch.setattr(inference_networks, "NETWORKS", TINY)
     monkeypatch.setattr(results, "MOST_BUSY", 1.0)  # whatever else runs beside the tests
     monkeypatch.setattr(inference, "COMPILATIONS", 1)
     monkeypatch.setattr(inference, "COMPILE_BATCH", 4)
