@@ -36,7 +36,7 @@ def test_a_network_is_timed_checked_and_drawn_once(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--networks=vgg"], "--networks is 'vgg'; expected one or more of pspnet18 plain, pspnet18"),
+        (["--networks=vgg"], "--networks is 'vgg'; expected one or more of pspnet18"),
         (["--usages=2"], "--usages is '2'; expected numbers from 0 to 1"),
         (["--batch_sizes=0"], "--batch_sizes is '0'; expected numbers from 1"),
     ],
