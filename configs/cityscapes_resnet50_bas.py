@@ -34,7 +34,7 @@ COMMON = {
     "eval.batch_size": 16,
 }
 
-# The pyramid's head is half of the FLOPs, and always runs.
+# What always runs, most of it the pyramid's head, is half of the FLOPs.
 BY_SCALE = {
     "model.gate_group": 64,
     "scale.anchors": (0.6, 0.65, 0.7, 0.8, 0.9),

@@ -1,5 +1,6 @@
 """What a config may hold: its fields, their ranges, and how configs are loaded and kept."""
 
+import dataclasses
 import difflib
 import importlib.resources
 import inspect
@@ -109,12 +110,18 @@ def architecture(
     try:
         return kinds.description(model.kind)(
             num_classes=num_classes or dataset.num_classes,
-            image_size=config.data.image_size,
+            image_size=datasets.size_in_training(config.data),
             image_channels=image_channels or dataset.image_channels,
             **{name: model[name] for name in kinds.own_fields(model.kind)},
         )
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def evaluated(config: Config) -> Any:
+    """The description of the config's network for images as evaluation sees them."""
+    arch, size = architecture(config), datasets.size_in_evaluation(config.data)
+    return arch if arch.image_size == size else dataclasses.replace(arch, image_size=size)
 
 
 def network(config: Config) -> tuple[Any, Build]:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from urnet_jax.errors import UserError
+from urnet_jax.kinds import labels_of
 from urnet_jax.phases import PHASES
 
 LEAST = 8
@@ -33,7 +34,7 @@ def check(config: Any, arch: Any, groups: int) -> None:
         )
     if scale.schedule == "anchors" and not scale.anchors:
         raise UserError("scale.schedule is 'anchors', and scale.anchors has none: name some S.")
-    if config.data.labels != (asked := getattr(arch, "labels", "class")):
+    if config.data.labels != (asked := labels_of(arch)):
         raise UserError(
             f"data.labels is {config.data.labels!r}, and the {arch.describe()} learns from labels "
             f"of the kind {asked!r}: set data.labels to that, or model.kind to a network for the "

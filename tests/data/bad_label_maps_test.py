@@ -1,6 +1,8 @@
 """Label maps that are wrong, that cannot be decoded, or that a config does not expect."""
 
 import re
+import struct
+import zlib
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,21 @@ def other_label(value: int) -> bytes:
     return encoded(Image.fromarray(labels))
 
 
+def four_bits() -> bytes:
+    """A PNG of labels in grey of four bits, which PIL reads, and does not write."""
+    width, height = WIDE[1].size
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(
+            ">I", zlib.crc32(name + content)
+        )  # fmt: skip
+
+    header = struct.pack(">IIBBBBB", width, height, 4, 0, 0, 0, 0)
+    rows = b"".join(b"\0" + bytes(width // 2) for _ in range(height))
+    chunks = (b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in chunks)
+
+
 WRONG = {
     "another_size": (
         encoded(WIDE[1].resize((95, 64))),
@@ -46,6 +63,11 @@ WRONG = {
         encoded(BLUE),
         "has a label map of the mode I;16, in colours or of other than 8 bits, where 8-bit grey (L)"
         " or a palette (P) is expected: correct the map",
+    ),
+    "four_bits": (
+        four_bits(),
+        "has a label map in grey of 4 bits, which readers scale in different ways: save the map in "
+        "8 bits",
     ),
     "jpeg": (
         encoded(WIDE[1], "JPEG"),
@@ -171,8 +193,9 @@ def test_maps_are_not_classes(data_dir):
         ({"labels": "class", "augment": "none"}, "data.ignored_label is 200, which is for label "
                                "maps, and data.labels is 'class': set it to -1, or data.labels to "
                                "'map'."),
-        ({"labels": "class"}, "data.augment is 'scale_crop_flip'; with data.name 'cells' expected "
-                              "one of none, crop, crop_flip, random_resized_crop."),
+        ({"labels": "class"}, "data.augment is 'scale_crop_flip', which is for label maps, and "
+                              "data.labels is 'class': set that to 'map', or data.augment to one "
+                              "of none, crop, crop_flip, random_resized_crop."),
     ],
 )  # fmt: skip
 def test_fields_that_do_not_suit_one_another_are_one_sentence(tmp_path, fields, sentence):

@@ -21,7 +21,6 @@ from urnet_jax.data import augment, splits
 from urnet_jax.data.batches import eval_batches, train_batches
 from urnet_jax.data.maps import LabelMaps
 from urnet_jax.data.sources import open_split
-from urnet_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -214,13 +213,16 @@ def test_examples_are_taken_out_of_a_split_and_found_again(data_dir):
     np.testing.assert_array_equal(images, batch["image"][chosen])
     np.testing.assert_array_equal(labels, batch["label"][chosen])
     part: Any = splits.take(split, chosen)
-    np.testing.assert_array_equal(part.labels, labels)
+    assert part.images is None and part.num_examples == 3  # Whole images stay on their disk.
     assert part.label_shape == (50, 60) and part.numbers.tolist() == [7, 2, 9]
     assert splits.places(part, np.array([9, 7])).tolist() == [2, 0]
     (again,) = eval_batches(part, data, 3)
     np.testing.assert_array_equal(again["label"], labels)
-    with pytest.raises(UserError, match="'scale_crop_flip', but the split was opened with another"):
-        train_batches(part, data, seed=0)
+    less = splits.take(part, np.array([2, 0]))
+    assert less.numbers is not None and less.numbers.tolist() == [9, 7]
+    np.testing.assert_array_equal(splits.examples(less, np.array([1]))[1], labels[:1])
+    trained = next(iter(train_batches(part, data, seed=0)))
+    assert set(trained["index"].tolist()) == {7, 2, 9}
 
 
 def test_of_a_palette_the_index_is_the_label():

@@ -97,3 +97,6 @@ def test_distance_of_maps_is_the_mean_over_pixels():
 def test_the_measure_of_a_table_is_found_by_its_columns():
     assert measure_of(["scale", "miou_percent"]) == MIOU and MIOU.title == "mIoU"
     assert measure_of(["scale", "top1_percent"]) == TOP1 and TOP1.column == "top1_percent"
+    assert measure_of(["miou_percent", "pixels_right_percent"]) == MIOU
+    assert measure_of(["scale", "f1_percent"]).title == "f1"  # of a task of your own
+    assert (TOP1.at_the_start, MIOU.at_the_start) == ("Top-1", "mIoU")

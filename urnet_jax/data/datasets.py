@@ -68,12 +68,29 @@ def nearest(name: str, cutoff: float = 0.6) -> str:
     return next(iter(difflib.get_close_matches(name, DATASETS, n=1, cutoff=cutoff)), "")
 
 
+def size_in_training(data: Any) -> Any:
+    """Of images in training: `image_size`, or height and width where whole images have maps."""
+    whole = data.labels == "map" and data.augment == "none"
+    return tuple(data.eval_size) if whole else data.image_size
+
+
+def size_in_evaluation(data: Any) -> Any:
+    """Of images in evaluation: `image_size`, or height and width where they have maps."""
+    return tuple(data.eval_size) if data.labels == "map" else data.image_size
+
+
 def check(data: Any) -> None:
     """Raises a UserError where fields of the section `data` do not suit one another."""
     known = dataset(data)
     if data.labels == "map":
         _check_maps(data)
         return
+    if data.augment in MAP_AUGMENTATIONS and data.augment not in CLASS_AUGMENTATIONS:
+        raise UserError(
+            f"data.augment is {data.augment!r}, which is for label maps, and data.labels is "
+            "'class': set that to 'map', or data.augment to one of "
+            f"{', '.join(known.augmentations)}."
+        )
     if data.augment not in known.augmentations:
         raise UserError(
             f"data.augment is {data.augment!r}; with data.name {data.name!r} expected one of "

@@ -19,6 +19,7 @@ from urnet_jax.data.decode import BadImageError
 from urnet_jax.streams import Stream
 
 _SCALES = (0.5, 2.0)  # of training, in units of evaluation's
+_PNG_DEPTH = 24  # the byte of a PNG that says how many bits a pixel has
 _MEAN = np.rint(255 * np.array(IMAGENET[0])).astype(np.uint8)  # where there is no image
 
 
@@ -82,8 +83,8 @@ class LabelMaps:
     ) -> tuple[UInt8[np.ndarray, "crop crop 3"], Int32[np.ndarray, "crop crop"]]:
         """A square of the image and its map, scaled at random and mirrored every second time.
 
-        The factor is 0.5 to 2 times that of evaluation. What is missing at the right and at the
-        bottom, where the scaled image is smaller, is as in `decode_eval`.
+        The factor is 0.5 to 2 times that of evaluation. What is missing at the bottom and at the
+        right (mirrored: the left), where the scaled image is smaller, is as in `decode_eval`.
 
         Raises:
           BadImageError: one of the files cannot be decoded.
@@ -162,6 +163,12 @@ def _open(label_map: bytes) -> Image.Image:
     if labels.format == "JPEG":
         raise BadMapError(
             "has a label map in JPEG, which changes labels", "save the map as PNG from its source"
+        )
+    if labels.format == "PNG" and labels.mode == "L" and label_map[_PNG_DEPTH] < 8:
+        raise BadMapError(
+            f"has a label map in grey of {label_map[_PNG_DEPTH]} bits, which readers scale in "
+            "different ways",
+            "save the map in 8 bits",
         )
     if labels.mode not in ("L", "P"):
         raise BadMapError(

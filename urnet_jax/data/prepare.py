@@ -67,6 +67,7 @@ def prepare(
       UserError: an argument is wrong, the folder is incomplete, a map is not as large as its image
         or has a label that is neither a class nor ignored, or the dataset is there already.
     """
+    data_dir = pathlib.Path(data_dir).expanduser()
     _check_name(name, data_dir)
     found = pairs.find(folder)
     names, ignored = tuple(class_names), -1 if ignored_label is None else ignored_label
@@ -97,7 +98,8 @@ def _check_name(name: str, data_dir: str | pathlib.Path) -> None:
     if name in DATASETS:
         raise UserError(f"--name is {name!r}, which is a dataset of TFDS; choose another.")
     there = pathlib.Path(data_dir) / name
-    if any(there.glob("*/dataset_info.json")):
+    # TFDS takes an empty folder of that version as prepared too.
+    if (there / _VERSION).exists() or any(there.glob("*/dataset_info.json")):
         raise UserError(
             f"{there} is prepared already; delete it to prepare it again, or choose another --name."
         )

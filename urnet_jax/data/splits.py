@@ -1,7 +1,7 @@
 """A split of a dataset; how examples are taken out of one, and found again."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -136,14 +136,32 @@ def examples(
     return images, labels
 
 
-def take(split: Split, index: Int64[np.ndarray, " b"]) -> Split:
-    """The examples at `index`, in memory, as a split of their own, in which each keeps its number.
+class _Part:
+    """Some of a source's records, in an order of their own."""
 
-    Where `split.unreadable` is `skip`, those that cannot be decoded are left out.
+    def __init__(self, source: Any, index: Int64[np.ndarray, " b"]) -> None:
+        self._source, self._index = source, index
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitems__(self, places: Sequence[int]) -> Any:
+        return self._source.__getitems__([int(self._index[place]) for place in places])
+
+
+def take(split: Split, index: Int64[np.ndarray, " b"]) -> Split:
+    """The examples at `index` as a split of their own, in which each keeps its number.
+
+    They are in memory, and those that cannot be decoded are left out where `split.unreadable` is
+    `skip`; but whole images with label maps stay on their disk.
 
     Raises:
       UserError: see `read`.
     """
+    if split.maps is not None and split.source is not None:
+        numbers = np.asarray(index) if split.numbers is None else split.numbers[index]
+        part = _Part(split.source, np.asarray(index))
+        return dataclasses.replace(split, num_examples=len(part), source=part, numbers=numbers)
     images, labels, bad = read_for_evaluation(split, index)
     kept = np.setdiff1d(np.arange(len(index)), list(bad))
     index = np.asarray(index)[kept]

@@ -207,7 +207,7 @@ def _shares(
 
 def _least(run: Run) -> float:
     """The share of FLOPs that is used where all gates are closed."""
-    cost = run.arch.cost
+    cost = config_lib.evaluated(run.config).cost
     return float(cost.macs(np.zeros((1, run.arch.num_gates)))[0]) / cost.full_macs
 
 
@@ -247,7 +247,8 @@ def _show(run: Run, found: Calibration) -> None:
         table.add_row(row[0], row[1], f"{offset:+.2f}", *row[2:])
     console = Console()
     title = (
-        f"{run.arch.describe()}, step {run.meta.step}\nShare of FLOPs on {found.images} images of "
+        f"{config_lib.evaluated(run.config).describe()}, step {run.meta.step}\n"
+        f"Share of FLOPs on {found.images} images of "
         f"{found.about['dataset']} {found.about['split']}, and on {found.images_unseen} others"
     )
     console.print(title, soft_wrap=True, highlight=False)

@@ -12,14 +12,15 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Float64, Int, UInt8
 from tqdm import tqdm
 
-from urnet_jax.config import Config, architecture, heeds_scale
+from urnet_jax.config import Config, evaluated, heeds_scale
 from urnet_jax.data.batches import eval_batches
 from urnet_jax.data.splits import Split
 from urnet_jax.errors import UserError
+from urnet_jax.kinds import labels_of
 from urnet_jax.nets import network
 from urnet_jax.nets.contract import Description
 from urnet_jax.nets.cost import flops_per_sample
-from urnet_jax.nets.tasks import PIXELS, TOP1, Measure
+from urnet_jax.nets.tasks import PIXELS, Measure
 from urnet_jax.xla import sharding
 
 Offset = Callable[[float], Any]
@@ -140,7 +141,6 @@ def evaluate(
     Raises:
       UserError: a scale is not in [0, 1].
     """
-    arch = architecture(config)
     grid = check_scales(scales) if heeds_scale(config) else (1.0,)
     mesh = mesh or Mesh(jax.local_devices()[:1], ("data",))
     batch_size = -(-batch_size // mesh.size) * mesh.size
@@ -156,11 +156,11 @@ def evaluate(
             for name in result.keys() & set(kept):
                 parts[k][name].append(np.asarray(result[name])[:examples])
             bar.update(examples)
-    return _evaluation(arch, grid, split, parts)
+    return _evaluation(evaluated(config), grid, split, parts)
 
 
 def _evaluation(
-    arch: Description, grid: tuple[float, ...], split: Split,
+    of_size: Description, grid: tuple[float, ...], split: Split,
     parts: list[dict[str, list[np.ndarray]]],
 ) -> Evaluation:  # fmt: skip
     """What the batches gave, by S, joined; without the images that cannot be decoded."""
@@ -171,8 +171,6 @@ def _evaluation(
     if not read.any():
         raise UserError(f"No image of the split {split.title!r} can be decoded and has a label.")
     rows = {name: values[:, read] for name, values in rows.items()}
-    of_any_size: Any = arch
-    of_size = of_any_size.at(split.image_shape[:2]) if hasattr(arch, "at") else arch
     numbers = np.arange(split.num_examples) if split.numbers is None else split.numbers
     return Evaluation(
         arch=of_size,
@@ -260,17 +258,17 @@ def summarize(evaluation: Evaluation) -> pd.DataFrame:
     `correct`.
     """
     total, full, right = evaluation.num_gates, evaluation.full_flops, evaluation.right
-    if evaluation.measure == TOP1:
-        of_samples = {"correct": right.sum(axis=1)}
+    of_samples: dict[str, Any] = {evaluation.measure.column: evaluation.measured}
+    if labels_of(evaluation.arch) == "map":
+        of_samples |= {PIXELS.column: 100 * right.mean(axis=1, dtype=np.float64)}
     else:
-        of_samples = {PIXELS.column: 100 * right.mean(axis=1, dtype=np.float64)}
+        of_samples = {"correct": right.sum(axis=1)} | of_samples
     blocks, flops = evaluation.gates.sum(axis=2, dtype=np.int64), evaluation.flops
     return pd.DataFrame(
         {
             "scale": evaluation.scales,
             "examples": len(evaluation.index),
             **of_samples,
-            evaluation.measure.column: evaluation.measured,
             "loss_mean": evaluation.loss.mean(axis=1, dtype=np.float64),
             "blocks_mean": blocks.mean(axis=1),
             "blocks_std": blocks.std(axis=1),

@@ -20,7 +20,7 @@ from etils import epath
 from urnet_jax.evaluate import plots
 from urnet_jax.evaluate.evaluation import Evaluation, summarize
 from urnet_jax.evaluate.figures import to_png
-from urnet_jax.nets.tasks import TOP1
+from urnet_jax.kinds import labels_of
 from urnet_jax.version import __version__
 
 
@@ -76,7 +76,8 @@ def write(
     # The logits are for inspection: as many floats as there are gates, which are bits.
     left_out = {"arch", "gate_logits"}
     # Of classes `correct` is all that counts say; of maps there is nothing but counts.
-    left_out |= {"counts"} if evaluation.measure == TOP1 else {"labels", "predictions"}
+    maps = labels_of(evaluation.arch) == "map"
+    left_out |= {"labels", "predictions"} if maps else {"counts"}
     names = {field.name for field in dataclasses.fields(evaluation)} - left_out
     arrays: dict[str, Any] = {name: getattr(evaluation, name) for name in sorted(names)}
     arrays["correct"] = evaluation.right

@@ -14,7 +14,8 @@ def gate_table(evaluation: Evaluation) -> pd.DataFrame:
 
     Columns: `sample` (its number in the whole split), `label`, `prediction`, `scale` (S), `block`
     (from 1, in network order), `gate` (1 where the sample used the block), `gate_logit` (0 and
-    above opens it) and `flops` (of the whole sample at that S).
+    above opens it, unless another gate leaves it nothing) and `flops` (of the whole sample at that
+    S).
     """
     k, n, blocks = evaluation.gates.shape
     logits = evaluation.gate_logits
@@ -83,6 +84,7 @@ def usage(gates: pd.DataFrame, by: str | list[str] = "scale") -> pd.DataFrame:
 
 def usage_by_class(gates: pd.DataFrame) -> pd.DataFrame:
     """The mean share of blocks that samples of each class (rows) use at each S (columns)."""
+    _check_classes(gates)
     return gates.pivot_table(index="label", columns="scale", values="gate", aggfunc="mean")
 
 
@@ -119,11 +121,21 @@ def right_and_wrong(
     gates: pd.DataFrame, right_at: float = 0.8, wrong_at: float = 0.6
 ) -> pd.DataFrame:
     """`samples`' rows at `right_at` of those right there and wrong at `wrong_at` (figure 7)."""
+    _check_classes(gates)
     table = samples(gates)
     right, wrong = at_scale(table, right_at), at_scale(table, wrong_at)
     lost = wrong.loc[~wrong["correct"], ["sample", "prediction"]]
     lost = lost.rename(columns={"prediction": "prediction_at_less"})
     return right[right["correct"]].merge(lost, on="sample")
+
+
+def _check_classes(table: pd.DataFrame) -> None:
+    """Refuses a table of images that have label maps in place of classes."""
+    if len(table) and bool((table["label"] == -1).to_numpy().all()):
+        raise UserError(
+            "The table's images have a class for each pixel, and none of their own: look at them "
+            "with evaluate.maps."
+        )
 
 
 def at_scale(table: pd.DataFrame, scale: float) -> pd.DataFrame:

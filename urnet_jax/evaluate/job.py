@@ -141,7 +141,7 @@ def _show(summary: pd.DataFrame, run: Run, split: Split, about: Mapping[str, Any
     step = f"step {run.meta.step} ({run.meta.phase})"
     calibrated = run.calibration is not None
     held = ", calibrated" if calibrated else ""
-    title = f"{run.arch.describe()}\n{images}, {step}{held}"
+    title = f"{config_lib.evaluated(run.config).describe()}\n{images}, {step}{held}"
     print_table(summary, title, getattr(run.arch, "gate_noun", "blocks"))
     if run.has_trained_gates and config_lib.heeds_scale(run.config):
         of = "flops" if calibrated else run.config.scale.of

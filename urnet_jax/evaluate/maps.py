@@ -6,16 +6,16 @@ maps.plot(shown)
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int, UInt8
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 
+from urnet_jax.config import evaluated, skips
 from urnet_jax.config import network as network_of
 from urnet_jax.data import augment
 from urnet_jax.data.splits import Split, examples, places
@@ -24,9 +24,9 @@ from urnet_jax.evaluate.evaluation import Evaluation, check_scales
 from urnet_jax.evaluate.figures import NotebookFigure
 from urnet_jax.evaluate.run import Run
 from urnet_jax.evaluate.step import gate_inputs
+from urnet_jax.kinds import labels_of
 from urnet_jax.nets import network
 from urnet_jax.nets.cost import flops_per_sample
-from urnet_jax.nets.dense.architecture import Segmenter
 from urnet_jax.nets.execution import choose
 from urnet_jax.nets.mode import Mode
 from urnet_jax.nets.tasks import of_classes
@@ -79,7 +79,7 @@ def predict(
     Raises:
       UserError: the network says a class for the image, or the split has no such image.
     """
-    if getattr(run.arch, "labels", "class") != "map":
+    if labels_of(run.arch) != "map":
         raise UserError(
             f"The {run.arch.describe()} says one class for an image, and no map: look at "
             "run.plot_samples."
@@ -87,13 +87,14 @@ def predict(
     split = run.split(split) if isinstance(split, str) else split
     grid = check_scales(scales)
     images, labels = examples(split, places(split, np.asarray(samples)))
-    step, dense = jax.jit(_step_of(run)), cast(Segmenter, run.arch)
-    full, answers, gates = dense.at(images.shape[1:3]), [], []
+    numbers = np.asarray(samples, np.int32)
+    step, full, answers, gates = jax.jit(_step_of(run)), evaluated(run.config), [], []
     for scale in grid:
         offset = np.zeros(1) if run.offset is None else np.asarray(run.offset(scale))
         of_one = np.full(1, scale, np.float32), offset.astype(np.float32).reshape(1, -1)
         for i in range(len(images)):
-            answer, used = step(run.params, run.batch_stats, images[i : i + 1], *of_one)
+            one = slice(i, i + 1)
+            answer, used = step(run.params, run.batch_stats, images[one], numbers[one], *of_one)
             answers.append(np.asarray(answer))
             gates.append(np.asarray(used))
     shares = flops_per_sample(full, np.concatenate(gates)) / (2.0 * full.cost.full_macs)
@@ -105,14 +106,16 @@ def predict(
 
 
 def _step_of(run: Run) -> Any:
-    """f(params, batch_stats, images, S, offset) -> each pixel's likeliest class, and the gates."""
+    """f(params, batch_stats, images, numbers, S, offset) -> each pixel's class, and the gates."""
     arch, build = network_of(run.config)
     graph, task = network.graph(arch, build), network.task(arch)
-    mode = choose(arch, Mode(execution="auto" if run.has_trained_gates else "dense"), 1)
+    mode = choose(arch, Mode(execution="auto" if skips(run.config, run.meta.phase) else "dense"), 1)
 
-    def step(params: Any, batch_stats: Any, images: Any, scale: Any, offset: Any) -> Any:
+    def step(
+        params: Any, batch_stats: Any, images: Any, numbers: Any, scale: Any, offset: Any
+    ) -> Any:
         pixels = augment.normalize(images, *augment.normalization(run.config.data.name))
-        inputs = gate_inputs(run.config, run.meta.phase, scale, jnp.arange(len(images)), offset)
+        inputs = gate_inputs(run.config, run.meta.phase, scale, numbers, offset)
         output, _ = network.apply(graph, params, batch_stats, pixels, inputs, mode)
         return task.answer(output.prediction), output.gates
 

@@ -62,16 +62,16 @@ def prune_workdir(
     )  # fmt: skip
     gated = run.evaluate((scale,), unseen)
     # A layer that no image uses keeps one channel, which gives 0.
-    left = 2 * macs_per_sample(arch, used[None].astype(np.float32))[0]
-    left -= 2 * arch.cost.gate_macs
+    left = 2 * macs_per_sample(gated.arch, used[None].astype(np.float32))[0]
+    left -= 2 * gated.arch.cost.gate_macs
     write_state_dict(small, output)
     print(
         f"Of {arch.describe()}, step {run.meta.step}, {used.sum()} of {used.size} "
         f"{arch.gate_noun} are used by {seen.num_examples} training images at S = {scale:g}: "
         f"{100 * left / gated.full_flops:.1f} % of the FLOPs of the whole network.\n"
-        f"Top-1 on {unseen.num_examples} other training images: {100 * forced.right.mean():.2f} % "
-        f"as this plain network, {100 * gated.right.mean():.2f} % with gates, at "
-        f"{100 * gated.flops.mean() / gated.full_flops:.1f} % of the FLOPs.\n{output}"
+        f"{gated.measure.at_the_start} on {unseen.num_examples} other training images: "
+        f"{forced.measured[0]:.2f} % as this plain network, {gated.measured[0]:.2f} % with gates, "
+        f"at {100 * gated.flops.mean() / gated.full_flops:.1f} % of the FLOPs.\n{output}"
     )
     return float(used.mean())
 

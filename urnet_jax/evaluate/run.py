@@ -21,6 +21,7 @@ from urnet_jax.evaluate import plots
 from urnet_jax.evaluate.evaluation import Evaluation, Offset, evaluate
 from urnet_jax.evaluate.gate_tables import gate_table
 from urnet_jax.evaluate.step import EvalStep, make_eval_step
+from urnet_jax.kinds import labels_of
 from urnet_jax.nets.contract import Description
 from urnet_jax.nets.network import Tree
 from urnet_jax.phases import PHASES
@@ -155,6 +156,11 @@ class Run:
 
         These say the class, the prediction where it is wrong, and the blocks used.
         """
+        if labels_of(self.arch) == "map":
+            raise UserError(
+                f"The {self.arch.describe()} says a class for each pixel: look at its images with "
+                "evaluate.maps.plot."
+            )
         split = self.split(split) if isinstance(split, str) else split
         images, _ = examples(split, splits.places(split, table["sample"].to_numpy()))
         rows: Any = table.itertuples()

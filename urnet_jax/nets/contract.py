@@ -84,8 +84,8 @@ class Output:
     Attributes:
       prediction: float32 logits of the classes, of each image or of each of its pixels.
       gates: float32, one row per sample; 0 where a sample skips a unit. A plain network's are 1.
-      gate_logits: what the network's own gates were made of: a step opens at 0 and above. None
-        where gates are given.
+      gate_logits: what the network's own gates were made of: a step opens at 0 and above, unless
+        another gate leaves it nothing to switch. None where gates are given.
       aux: losses that the network adds to its task's, by name; scalars, weighed already.
       auxiliary: what a head on the way says, which helps training alone; it learns as the
         prediction does, with the weight `auxiliary_weight` of the network's description.
@@ -100,9 +100,9 @@ class Output:
 
 @runtime_checkable
 class Unit(Protocol):
-    """What gates can skip: Y = merge(shortcut(X), residual(X, mask(gates))).
+    """What gates can skip: Y = merge(shortcut(X), residual(X, gates)).
 
-    A sample skips a unit where its whole mask is 0.
+    Gates and their mask give the same residual; a sample skips a unit where its whole mask is 0.
     """
 
     @property
@@ -118,7 +118,7 @@ class Unit(Protocol):
         ...
 
     def mask(self, gates: Float[Array, "B g"]) -> Float[Array, "B g"]:
-        """What gates come to: themselves, or 0 where another gate leaves them nothing to switch."""
+        """What gates come to: themselves, but 0 where another one leaves them nothing to switch."""
         ...
 
     def residual(self, x: Features, mask: Float[Array, "B g"], mode: Mode) -> Features:

@@ -61,10 +61,12 @@ def run_gated(
         seen = unit.summary(x) if summary is None else summary
         logits = unit.score(seen, inputs.scale, mode)
         logits = logits if inputs.offset is None else logits + inputs.offset
-    gates = unit.mask(decide(logits, inputs, mode))
+    decided = decide(logits, inputs, mode)
+    gates = unit.mask(decided)
     if mode.execution != "dense":
         return *run_unit(unit, x, summary, gates, mode.execution), (gates, logits)
-    residual = unit.residual(x, gates, mode)
+    # As decided: so a closed gate learns what opening it, and what is behind it, would do.
+    residual = unit.residual(x, decided, mode)
     return unit.merge(unit.shortcut(x, mode), residual), None, (gates, logits)
 
 

@@ -26,14 +26,26 @@ class Measure(NamedTuple):
         """Of tables."""
         return f"{self.name}_percent"
 
+    @property
+    def at_the_start(self) -> str:
+        """The title as the first word of a sentence: 'Top-1', and 'mIoU' as it is."""
+        capital = self.title != self.title.lower()
+        return self.title if capital else self.title[:1].upper() + self.title[1:]
+
 
 TOP1, MIOU = Measure("top1", "top-1"), Measure("miou", "mIoU")
 PIXELS = Measure("pixels_right", "pixels right")
 
 
 def measure_of(columns: Iterable[str]) -> Measure:
-    """That of a table of `evaluation.summarize`, or of a line of its."""
-    return MIOU if MIOU.column in columns else TOP1
+    """That of a table of `evaluation.summarize`, or of a line of it: the first of its percentages.
+
+    One that a task of your own brings has its name for a title.
+    """
+    titles = {measure.name: measure.title for measure in (TOP1, MIOU)}
+    names = (c.removesuffix("_percent") for c in columns if c.endswith("_percent"))
+    name = next(names, TOP1.name)
+    return Measure(name, titles.get(name, name))
 
 
 @runtime_checkable

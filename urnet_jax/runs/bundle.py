@@ -16,6 +16,7 @@ from etils import epath
 
 from urnet_jax import config as config_lib
 from urnet_jax.errors import UserError, make_folder
+from urnet_jax.kinds import labels_of
 from urnet_jax.nets import network
 from urnet_jax.nets.network import Tree
 from urnet_jax.runs import calibration as calibration_lib
@@ -67,7 +68,7 @@ def is_bundle(path: epath.PathLike) -> bool:
 
 def is_served(arch: Any) -> bool:
     """Whether anything here serves the network: not one that says a class for each pixel."""
-    return getattr(arch, "labels", "class") == "class"
+    return labels_of(arch) == "class"
 
 
 def check_served(arch: Any) -> None:

@@ -123,8 +123,10 @@ def check(
         places = {name: place for name, place in places.items() if not convention.is_head(name)}
     counts = {name.replace("running_mean", "num_batches_tracked") for name in places}
     gated = any(places[name].of_gate for name in names if name in places)
-    missing = [n for n, p in places.items() if n not in names and (gated or not p.of_gate)]
-    unknown = [names[n] for n in names if n not in places and n not in counts]
+    needed = {n: p for n, p in places.items() if not convention.is_optional(n)}
+    missing = [n for n, p in needed.items() if n not in names and (gated or not p.of_gate)]
+    known = {*places, *counts}
+    unknown = [names[n] for n in names if n not in known and not convention.is_optional(n)]
     if missing or unknown:
         said = [f"lacks {listed(missing)}"] if missing else []
         said += [f"holds {listed(unknown)}, unknown to that network"] if unknown else []

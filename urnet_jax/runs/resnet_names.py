@@ -14,6 +14,7 @@ from typing import Any
 from etils import epath
 
 from urnet_jax.errors import UserError
+from urnet_jax.nets.dense.architecture import Dense
 from urnet_jax.nets.residual import IMAGENET_BLOCKS, Residual
 from urnet_jax.runs import hugging_face_names
 from urnet_jax.runs.tensor_names import Names, Path, Shape, TensorNames, listed
@@ -47,7 +48,15 @@ class ResNetNames(TensorNames):
     def is_head(self, name: str) -> bool:
         return name.startswith(("fc.", "head.", "auxiliary."))
 
+    def is_optional(self, name: str) -> bool:
+        return name.startswith("auxiliary.")  # That head helps training alone.
+
     def written(self, name: str, like: Names = "torchvision") -> str:
+        if like == "huggingface" and isinstance(self.arch, Dense):
+            raise UserError(
+                "--names is 'huggingface', whose ResNets say one class for an image, and this is a "
+                f"{self.arch.name}: write it under torchvision's names."
+            )
         if like == "huggingface":
             if self.arch.family != "imagenet":
                 raise UserError(

@@ -86,6 +86,11 @@ class TensorNames:
         """Whether a tensor, by its `known` name, is of the layer that gives the classes."""
         return name.startswith(getattr(self.arch, "head_name", "head") + ".")
 
+    def is_optional(self, name: str) -> bool:
+        """Whether a tensor, by its `known` name, may be missing, or be there and not used."""
+        del name
+        return False
+
     def written(self, name: str, like: Names = "torchvision") -> str:
         """What a tensor is called in a file that is written like those of others."""
         if like != "torchvision":

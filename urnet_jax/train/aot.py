@@ -13,7 +13,7 @@ from urnet_jax.config import Config
 from urnet_jax.errors import UserError
 from urnet_jax.evaluate.step import make_eval_step
 from urnet_jax.nets.architecture import Architecture
-from urnet_jax.nets.cost import Size, sides
+from urnet_jax.nets.cost import sides
 from urnet_jax.nets.dense.architecture import Dense
 from urnet_jax.phases import PHASES
 from urnet_jax.train import state as state_lib
@@ -61,7 +61,8 @@ def compile_train(config: Config, mesh: Mesh, phase: str = "joint") -> CompiledS
 def train_step(config: Config, mesh: Mesh, phase: str) -> tuple[Any, tuple[Any, ...]]:
     """The jitted training step of a phase, and what it is called with, in shapes and dtypes."""
     state = state_lib.abstract_state(config, phase, STEPS_PER_EPOCH, sharding.replicated(mesh))
-    batch = _abstract_batch(config, config.data.batch_size, mesh, config.data.image_size)
+    arch = config_lib.architecture(config)
+    batch = _abstract_batch(config, config.data.batch_size, mesh, arch)
     return make_train_step(config, phase, STEPS_PER_EPOCH, mesh), (state, batch)
 
 
@@ -76,16 +77,14 @@ def compile_evaluate(config: Config, mesh: Mesh) -> CompiledStep:
     where = sharding.replicated(mesh)
     state = state_lib.abstract_state(config, "joint", STEPS_PER_EPOCH, where)
     size = -(-config.eval.batch_size // mesh.size) * mesh.size
-    seen_at = tuple(config.data.eval_size) or config.data.image_size
-    batch = _abstract_batch(config, size, mesh, seen_at)
+    arch = config_lib.evaluated(config)
+    batch = _abstract_batch(config, size, mesh, arch)
     number = batch["index"]
     scale = jax.ShapeDtypeStruct(number.shape, jnp.float32, sharding=number.sharding)
     step = make_eval_step(config, mesh=mesh)
     images = batch["image"], batch["label"], scale, number
     found = compile_step("evaluate", step, (state.params, state.batch_stats, *images), mesh)
-    arch = config_lib.architecture(config)
-    of_size = dataclasses.replace(arch, image_size=seen_at)
-    analytic = of_size.cost.full_macs * size / mesh.size
+    analytic = arch.cost.full_macs * size / mesh.size
     return CompiledStep(**vars(found), batch_size=size, analytic_macs=analytic)
 
 
@@ -116,11 +115,10 @@ def analytic_macs(config: Config, phase: str) -> float | None:
 
 
 def _abstract_batch(
-    config: Config, size: int, mesh: Mesh, image_size: Size
+    config: Config, size: int, mesh: Mesh, arch: Any
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """A training batch of images of that size in pixels."""
-    arch, where = config_lib.architecture(config), sharding.split(mesh)
-    pixels = sides(image_size)
+    """A training batch of images as `arch` takes them."""
+    where, pixels = sharding.split(mesh), sides(arch.image_size)
 
     def of(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((size, *shape), dtype, sharding=where)

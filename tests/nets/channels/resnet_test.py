@@ -192,6 +192,39 @@ def test_a_block_that_is_closed_costs_nothing_whatever_its_channels_are():
     assert found == pytest.approx(basic.cost.always_macs + half)
 
 
+@pytest.mark.parametrize("name", ["both", "both, bottleneck"])
+def test_a_gate_of_a_block_that_is_open_with_a_probability_counts_once(name):
+    """Also as the network gives its gates, and so does the slope of the cost."""
+    arch = ARCHS[name]
+    gates = np.ones((1, arch.num_gates), np.float32)
+    gates[0, 0] = 0.3
+    first = sum(arch.cost.blocks[0].macs) / arch.cost.full_macs
+    graph, params, stats = network(arch)
+    images, scale = inputs(arch)
+    _, given, _ = apply(graph, params, stats, images[:1], scale[:1], gates=jnp.asarray(gates))
+    np.testing.assert_array_equal(given, gates)
+    share, slope = jax.value_and_grad(lambda g: arch.cost.share(g)[0])(jnp.asarray(gates))
+    np.testing.assert_allclose(share, 1 - 0.7 * first, rtol=1e-5)
+    np.testing.assert_allclose(slope[0, 0], first, rtol=1e-5)
+
+
+def test_a_closed_block_learns_what_opening_it_would_do():
+    """Its channels are masked, and its own gate has a gradient all the same."""
+    arch = ARCHS["both"]
+    graph, params, stats = network(arch)
+    images, scale = inputs(arch)
+    gates = jnp.ones((BATCH, arch.num_gates)).at[:, 0].set(0)
+
+    def total(gates: Any) -> Any:
+        prediction, used, _ = apply(graph, params, stats, images, scale, gates=gates)
+        return jnp.sum(jnp.sin(prediction)), used
+
+    slope, used = jax.grad(total, has_aux=True)(gates)
+    block = arch.cost.blocks[0].num_gates
+    assert not np.asarray(used[:, :block]).any() and np.asarray(used[:, block:]).all()
+    assert np.abs(slope[:, 0]).min() > 1e-6
+
+
 def test_priors_of_both_kinds_of_gates_open_one_block_after_another():
     """By hand, for three blocks of 2, 4 and 8 groups: the last two change shape."""
     arch = ChannelGated("cifar", 8, 10, image_size=32, gate_group=8, gate_blocks=True)

@@ -1,8 +1,12 @@
 """Networks for dense prediction are trained, evaluated, shown and exported as any other."""
 
+import dataclasses
+import functools
+import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,13 +14,17 @@ import urnet_jax
 from helpers import label_maps
 from urnet_jax import config as config_lib
 from urnet_jax.errors import UserError
-from urnet_jax.evaluate import calibration, inspection, job, maps
+from urnet_jax.evaluate import calibration, inspection, job, maps, pruning
 from urnet_jax.evaluate.evaluation import evaluate, summarize
+from urnet_jax.evaluate.page import maps as maps_page
+from urnet_jax.nets import network
 from urnet_jax.nets.architecture import Architecture
+from urnet_jax.nets.contract import GateInputs
 from urnet_jax.runs import export, pretrained, torch_files, writers
 from urnet_jax.runs.load import load_network
 from urnet_jax.serve import profiling
 from urnet_jax.train import loop
+from urnet_jax.train.objective import Along, make_loss
 
 FIELDS: dict[str, Any] = {
     "data.name": "cells", "data.num_classes": label_maps.CLASSES, "data.batch_size": 4,
@@ -64,6 +72,34 @@ def test_it_learns_and_says_so_in_its_own_measure(kind, request):
     found = [line for line in lines if line["kind"] == "eval"]
     assert [line["scale"] for line in found] == [0.5, 1.0]
     assert all(0 <= line["miou_percent"] <= 100 and "top1_percent" not in line for line in found)
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_the_auxiliary_head_learns_with_its_weight(data_dir, twice):
+    """The loss is that of the prediction and, weighed, that of the auxiliary head."""
+    found = {}
+    for weight in (0.4, 0.8):
+        config = dense_config(data_dir)
+        config.distill.weight = 0.5 if twice else 0.0
+        config.model.auxiliary_weight = weight
+        arch, build = config_lib.network(config)
+        params, stats = network.init_variables(arch, build, 0)
+        rng = np.random.default_rng(0)
+        gates = jnp.ones((4, arch.num_gates))
+        batch = {
+            "image": rng.integers(0, 256, (4, 32, 32, 3), np.uint8),
+            "label": rng.integers(-1, 24, (4, 32, 32), np.int32),
+            "index": np.arange(4), "epoch": np.zeros(4, np.int32),
+            "inputs": GateInputs(jnp.full(4, 0.5), offset=50 * gates),
+        }  # fmt: skip
+        along = Along(jnp.ones(()), jnp.zeros(len(config.scale.anchors)))
+        loss_of = make_loss(config, "joint", "cpu")
+        slope_of = jax.jit(jax.grad(functools.partial(loss_of, {}, along), has_aux=True))
+        slopes, (_, outputs) = slope_of(params, stats, batch)
+        found[weight] = slopes["auxiliary"]["classifier"]["fc"]["kernel"], outputs["loss"]
+    # The same head, of whose gradient twice as much counts.
+    np.testing.assert_allclose(found[0.8][0], 2 * found[0.4][0], rtol=1e-4, atol=1e-7)
+    assert np.abs(found[0.4][0]).max() > 1e-4 and found[0.8][1] > found[0.4][1] + 0.5
 
 
 def test_evaluation_is_the_same_in_batches_of_any_size(blocks):
@@ -179,6 +215,56 @@ def test_what_contradicts_itself_is_one_sentence(data_dir, fields, sentence):
     config.update_from_flattened_dict(fields)
     with pytest.raises(UserError, match=sentence):
         config_lib.validate(config)
+
+
+def test_what_has_no_class_is_not_looked_at_as_if_it_had(blocks):
+    run = inspection.load(blocks)
+    gates = run.gates((0.5,))
+    for refused in (inspection.usage_by_class, inspection.right_and_wrong):
+        with pytest.raises(UserError, match="have a class for each pixel, and none of their own"):
+            refused(gates)
+    with pytest.raises(UserError, match="look at its images with evaluate.maps.plot"):
+        run.plot_samples(inspection.samples(gates))
+
+
+def test_images_are_shown_for_what_they_are_first_in(blocks):
+    found = inspection.load(blocks).evaluate((0.5, 1.0))
+    right = np.array([[0.2, 0.9, 0.5], [0.6, 0.9, 0.5]])
+    few = dataclasses.replace(
+        found, index=found.index[:3], correct=right, flops=np.array([[1.0, 2, 3], [3, 3, 3]])
+    )
+    assert maps_page.chosen_samples(few) == {
+        1: ["most pixels right"],
+        0: ["fewest pixels right", "loses most by a smaller S", "costs least"],
+        2: ["costs most"],
+    }
+    one = dataclasses.replace(few, scales=(1.0,), correct=right[1:], flops=few.flops[1:])
+    assert maps_page.chosen_samples(one) == {
+        1: ["most pixels right"], 2: ["fewest pixels right"],
+    }  # fmt: skip
+
+
+def test_channels_that_no_image_uses_are_cut(both, tmp_path, capsys):
+    pruning.prune_workdir(both, tmp_path / "small.safetensors", 0.5, images=6)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "mIoU on 6 other training images" in printed
+    share = re.search(r"at S = 0.5: ([\d.]+) % of the FLOPs", printed)
+    used = re.search(r"with gates, at ([\d.]+) % of the FLOPs", printed)
+    assert share and used and float(share[1]) > float(used[1]) - 1  # What any image uses.
+
+
+def test_a_heads_file_without_the_auxiliary_one_is_whole(blocks, tmp_path):
+    meta, params, stats = load_network(blocks)
+    arch = config_lib.architecture(meta.config)
+    tensors = pretrained.export_state_dict(params, stats, arch)
+    less = {name: t for name, t in tensors.items() if not name.startswith("auxiliary.")}
+    without = dataclasses.replace(arch, auxiliary_weight=0.0)
+    for held, of in ((less, arch), (tensors, without)):
+        own = network.init_variables(of, config_lib.network(meta.config)[1], 1)
+        found, _ = pretrained.import_state_dict(held, of, *own)
+        np.testing.assert_array_equal(found["conv1"]["kernel"], params["conv1"]["kernel"])
+    with pytest.raises(UserError, match="--names is 'huggingface', whose ResNets say one class"):
+        pretrained.export_state_dict(params, stats, arch, "huggingface")
 
 
 def test_only_maps_are_drawn_as_maps(finished):

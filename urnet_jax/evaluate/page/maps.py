@@ -42,9 +42,9 @@ def _classes(split: Split, evaluation: Evaluation) -> Section:
 def _pictures(run: Run, split: Split, evaluation: Evaluation) -> Section:
     chosen = chosen_samples(evaluation)
     scales = spread(evaluation.scales, _MOST_SCALES)
-    samples = [int(evaluation.index[row]) for row in chosen.values()]
+    samples = [int(evaluation.index[row]) for row in chosen]
     shown = maps.predict(run, scales, samples, split)
-    why = "; ".join(f"#{evaluation.index[row]}: {reason}" for reason, row in chosen.items())
+    why = "; ".join(f"#{evaluation.index[row]}: {', '.join(of)}" for row, of in chosen.items())
     plot = Plot(
         maps.plot(shown, _WIDTH),
         "For each image itself, its truth and what the network says, and below that red where it "
@@ -56,25 +56,18 @@ def _pictures(run: Run, split: Split, evaluation: Evaluation) -> Section:
     return Section("What the network sees", pieces)
 
 
-def chosen_samples(evaluation: Evaluation) -> dict[str, int]:
-    """Rows of images to be shown, by why; each once."""
+def chosen_samples(evaluation: Evaluation) -> dict[int, list[str]]:
+    """Rows of images to be shown, each with what it is shown for; of equals the first."""
     right, cost = evaluation.right.mean(axis=0), evaluation.flops.mean(axis=0)
     lost: Any = evaluation.right[-1].astype(float) - evaluation.right[0]
-    wanted = [
-        ("most pixels right", np.argsort(-right, kind="stable")),
-        ("fewest pixels right", np.argsort(right, kind="stable")),
-        ("loses most by a smaller S", np.argsort(-lost, kind="stable")),
-    ]
+    wanted = [("most pixels right", right.argmax()), ("fewest pixels right", right.argmin())]
+    if len(evaluation.scales) > 1 and lost.max() > 0:
+        wanted.append(("loses most by a smaller S", lost.argmax()))
     if np.ptp(cost) > 0:
-        wanted += [
-            ("costs least", np.argsort(cost, kind="stable")),
-            ("costs most", np.argsort(-cost, kind="stable")),
-        ]
-    chosen: dict[str, int] = {}
-    for reason, order in wanted:
-        left = [int(row) for row in order if int(row) not in chosen.values()]
-        if left:
-            chosen[reason] = left[0]
+        wanted += [("costs least", cost.argmin()), ("costs most", cost.argmax())]
+    chosen: dict[int, list[str]] = {}
+    for reason, row in wanted:
+        chosen.setdefault(int(row), []).append(reason)
     return chosen
 
 

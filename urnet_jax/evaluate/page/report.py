@@ -24,7 +24,8 @@ from urnet_jax.evaluate.page.pieces import (
 )
 from urnet_jax.evaluate.run import Run
 from urnet_jax.evaluate.static import compare
-from urnet_jax.nets.tasks import MIOU, measure_of
+from urnet_jax.kinds import labels_of
+from urnet_jax.nets.tasks import measure_of
 
 
 def make(
@@ -50,11 +51,7 @@ def make(
     if not heeds_scale(run.config, run.meta.phase):
         sentence = f"{_one_cost(run, evaluation)} So there is one row to show."
         sections = [Section("Accuracy and cost", _table(evaluation))]
-        if evaluation.measure == MIOU:
-            sections += maps.sections(run, split, evaluation)
-        elif run.has_trained_gates:
-            seen = images.Seen(run, split, evaluation)
-            sections += [seen.paths(), gates.section(run.config, evaluation)]
+        sections += _of_images(run, split, evaluation)
         return render(title, [Paragraph(sentence), _facts(record)], sections)
     by_flops = run.calibration is not None or run.config.scale.of == "flops"
     of = "FLOPs" if by_flops else "blocks"
@@ -72,12 +69,8 @@ def make(
     ]
     plain = record.get(f"plain_{evaluation.measure.column}")
     sections = [_results(evaluation, plain, beside)]
-    if evaluation.measure == MIOU:
-        sections += maps.sections(run, split, evaluation)
-    elif run.config.gate.random_drop == "never":
-        seen = images.Seen(run, split, evaluation)
-        kinds = gates.section(run.config, evaluation)
-        sections += [seen.paths(), kinds, seen.lost(), seen.sweep()]
+    if run.config.gate.random_drop == "never":
+        sections += _of_images(run, split, evaluation)
     else:
         sentence = (
             "No single images are shown: chance decides which blocks an image is left with, and "
@@ -85,6 +78,19 @@ def make(
         )
         end = [Paragraph(sentence), *end]
     return render(title, [about, _facts(record)], sections, end)
+
+
+def _of_images(run: Run, split: Split, evaluation: Evaluation) -> list[Section]:
+    """What gates and single images do."""
+    if labels_of(evaluation.arch) == "map":
+        return maps.sections(run, split, evaluation)
+    if not run.has_trained_gates:
+        return []
+    seen = images.Seen(run, split, evaluation)
+    sections = [seen.paths(), gates.section(run.config, evaluation)]
+    if heeds_scale(run.config, run.meta.phase):
+        sections += [seen.lost(), seen.sweep()]
+    return sections
 
 
 def _one_cost(run: Run, evaluation: Evaluation) -> str:
@@ -165,7 +171,7 @@ def _table(evaluation: Evaluation) -> tuple[Table, Paragraph]:
     ]
     columns = (
         "S",
-        f"{_capital(measure.title)},\n%",
+        f"{measure.at_the_start},\n%",
         "FLOPs,\n%",
         f"Blocks\nof {evaluation.num_gates}",
         "Blocks,\nmin–max",
@@ -177,13 +183,8 @@ def _table(evaluation: Evaluation) -> tuple[Table, Paragraph]:
         "linear layers; those in percent are of the full network, with every block and gate, which "
         f"takes {evaluation.full_flops / unit:.2f} {name}."
     )
-    title = f"{_capital(measure.title)}, blocks and FLOPs at each S"
+    title = f"{measure.at_the_start}, blocks and FLOPs at each S"
     return Table(title, columns, rows), Paragraph(legend)
-
-
-def _capital(title: str) -> str:
-    """As the first word of a sentence: 'Top-1', and 'mIoU' as it is."""
-    return title if title[1:] != title[1:].lower() else title[0].upper() + title[1:]
 
 
 def _results(
@@ -199,7 +200,7 @@ def _results(
         for row in ends
     )
     caption = (
-        f"{_capital(measure.title)} against FLOPs, a point for each S. Bars are one standard "
+        f"{measure.at_the_start} against FLOPs, a point for each S. Bars are one standard "
         "deviation over the images."
     )
     if plain_percent is not None:

@@ -25,10 +25,6 @@ class BlockCost:
         """Of the block."""
         return self.groups * (len(self.macs) - 1) + self.whole
 
-    def of_channels(self, gates: Any) -> Any:
-        """Of the block's gates, [B, g], those of its channels, 0 where the block does not run."""
-        return gates[:, 1:] * gates[:, :1] if self.whole else gates
-
     def used(self, counts: list[Any]) -> Any:
         """Multiply-adds where so many gates of each layer are open: a convolution needs the open
         ones of its outputs for the open ones of its inputs.
@@ -81,8 +77,9 @@ class ChannelCost:
         if gates.dtype != np.int64:
             total = float(total)  # Beyond int32, which is all that JAX has.
         for block in self.blocks:
-            own = block.of_channels(gates[:, start : start + block.num_gates])
-            ends = range(block.groups, own.shape[1] + 1, block.groups)
-            counts = [own[:, end - block.groups : end].sum(axis=1) for end in ends]
-            total, start = total + block.used(counts), start + block.num_gates
+            stop = start + block.num_gates
+            ends = range(start + block.whole + block.groups, stop + 1, block.groups)
+            counts = [gates[:, end - block.groups : end].sum(axis=1) for end in ends]
+            used = block.used(counts)
+            total, start = total + (gates[:, start] * used if block.whole else used), stop
         return total

@@ -85,14 +85,15 @@ class ChannelBlock(Block):
         if not self.whole:
             return gates
         block, channels = gates[:, :1], gates[:, 1:]
-        any_open = lax.stop_gradient((channels > 0).any(axis=1, keepdims=True))
-        return jnp.concatenate([block * any_open, block * channels], axis=1)
+        any_open, runs = lax.stop_gradient(((channels > 0).any(axis=1, keepdims=True), block > 0))
+        return jnp.concatenate([block * any_open, channels * runs], axis=1)
 
     def residual(self, x: Features, mask: Float[Array, "B g"], mode: Mode) -> Features:
-        """F(X), by the gates of each layer of channels in turn."""
+        """F(X), by the gates of each layer of channels in turn; the block's weighs it whole."""
         layers = jnp.split(mask[:, self.whole :], self.num_convs - 1, axis=1)
         if mode.execution == "filters":
-            return filters.residual(self, x, layers, self.group)
+            x = filters.residual(self, x, layers, self.group)
+            return weigh(mask[:, :1], x) if self.whole else x
         any_open = lax.stop_gradient((layers[-1] > 0).any(axis=1, keepdims=True))
         for i, gates in enumerate(layers, 1):
             x = getattr(self, f"conv{i}")(x)
@@ -100,7 +101,8 @@ class ChannelBlock(Block):
             x = weigh(jnp.repeat(gates, self.group, axis=1), x)
         x = getattr(self, f"conv{self.num_convs}")(x)
         norm = getattr(self, f"bn{self.num_convs}")
-        return norm(x, running(mode), weight=any_open.astype(jnp.float32))
+        weight = any_open.astype(jnp.float32)
+        return norm(x, running(mode), weight=mask[:, :1] * weight if self.whole else weight)
 
 
 class ChannelResNet(ResNet):
