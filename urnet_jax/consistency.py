@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from urnet_jax.errors import UserError
-from urnet_jax.kinds import labels_of
+from urnet_jax.nets.labels import labels_of
 from urnet_jax.phases import PHASES
 
 LEAST = 8

@@ -23,11 +23,6 @@ KINDS = {
 _OF_DATA = ("num_classes", "image_size", "image_channels")
 
 
-def labels_of(arch: Any) -> str:
-    """What a network learns from: `class`, one for an image, or `map`, one for each pixel."""
-    return getattr(arch, "labels", "class")
-
-
 def description(kind: str) -> Any:
     """The class that describes networks of a kind.
 

@@ -16,10 +16,10 @@ from urnet_jax.config import Config, evaluated, heeds_scale
 from urnet_jax.data.batches import eval_batches
 from urnet_jax.data.splits import Split
 from urnet_jax.errors import UserError
-from urnet_jax.kinds import labels_of
 from urnet_jax.nets import network
 from urnet_jax.nets.contract import Description
 from urnet_jax.nets.cost import flops_per_sample
+from urnet_jax.nets.labels import labels_of
 from urnet_jax.nets.tasks import PIXELS, Measure
 from urnet_jax.xla import sharding
 

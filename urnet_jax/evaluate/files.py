@@ -20,7 +20,7 @@ from etils import epath
 from urnet_jax.evaluate import plots
 from urnet_jax.evaluate.evaluation import Evaluation, summarize
 from urnet_jax.evaluate.figures import to_png
-from urnet_jax.kinds import labels_of
+from urnet_jax.nets.labels import labels_of
 from urnet_jax.version import __version__
 
 

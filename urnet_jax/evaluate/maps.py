@@ -24,10 +24,10 @@ from urnet_jax.evaluate.evaluation import Evaluation, check_scales
 from urnet_jax.evaluate.figures import NotebookFigure
 from urnet_jax.evaluate.run import Run
 from urnet_jax.evaluate.step import gate_inputs
-from urnet_jax.kinds import labels_of
 from urnet_jax.nets import network
 from urnet_jax.nets.cost import flops_per_sample
 from urnet_jax.nets.execution import choose
+from urnet_jax.nets.labels import labels_of
 from urnet_jax.nets.mode import Mode
 from urnet_jax.nets.tasks import of_classes
 

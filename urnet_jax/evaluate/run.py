@@ -21,8 +21,8 @@ from urnet_jax.evaluate import plots
 from urnet_jax.evaluate.evaluation import Evaluation, Offset, evaluate
 from urnet_jax.evaluate.gate_tables import gate_table
 from urnet_jax.evaluate.step import EvalStep, make_eval_step
-from urnet_jax.kinds import labels_of
 from urnet_jax.nets.contract import Description
+from urnet_jax.nets.labels import labels_of
 from urnet_jax.nets.network import Tree
 from urnet_jax.phases import PHASES
 from urnet_jax.runs import calibration

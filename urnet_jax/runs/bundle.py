@@ -16,8 +16,8 @@ from etils import epath
 
 from urnet_jax import config as config_lib
 from urnet_jax.errors import UserError, make_folder
-from urnet_jax.kinds import labels_of
 from urnet_jax.nets import network
+from urnet_jax.nets.labels import labels_of
 from urnet_jax.nets.network import Tree
 from urnet_jax.runs import calibration as calibration_lib
 from urnet_jax.runs import kept

@@ -24,7 +24,7 @@ from urnet_jax.evaluate.page.pieces import (
 )
 from urnet_jax.evaluate.run import Run
 from urnet_jax.evaluate.static import compare
-from urnet_jax.kinds import labels_of
+from urnet_jax.nets.labels import labels_of
 from urnet_jax.nets.tasks import measure_of
 
 

@@ -11,6 +11,7 @@ from typing import ClassVar, Self
 from urnet_jax.nets.architecture import Architecture
 from urnet_jax.nets.channels.architecture import ChannelGated
 from urnet_jax.nets.cost import Convolution, sides
+from urnet_jax.nets.labels import Labels
 from urnet_jax.nets.residual import Residual, StageSpec
 
 BINS = (1, 2, 3, 6)
@@ -30,7 +31,7 @@ class Dense(Residual):
     """
 
     task: ClassVar[str] = "urnet_jax.nets.tasks:Segmentation"
-    labels: ClassVar[str] = "map"
+    labels: ClassVar[Labels] = "map"
 
     auxiliary_weight: float = 0.4
 
