@@ -140,8 +140,10 @@ def test_json_that_is_no_config(text: str):
         ({"data__dir": None}, "data.dir is None; expected text."),
         ({"data__augment": "flip"}, "data.augment is 'flip'; expected one of 'none', 'crop', "
                                     "'crop_flip', 'random_resized_crop', 'scale_crop_flip'."),
-        ({"data__augment": "scale_crop_flip"}, "data.augment is 'scale_crop_flip'; with data.name "
-                                               "'digits' expected one of none, crop, crop_flip."),
+        ({"data__augment": "scale_crop_flip"}, "data.augment is 'scale_crop_flip', which is for "
+                                               "label maps, and data.labels is 'class': set that "
+                                               "to 'map', or data.augment to one of none, crop, "
+                                               "crop_flip."),
         ({"data__eval_size": (8.0, 8)}, "data.eval_size is (8.0, 8); expected a tuple of whole "
                                         "numbers of at least 1."),
         ({"data__ignored_label": 256}, "data.ignored_label is 256; expected a whole number from -1 "
