@@ -28,7 +28,6 @@ import itertools
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 # Run as a script, the repository's root is not where Python looks; it need not be installed.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
@@ -46,7 +45,6 @@ from benchmarks import (
     timing,
 )
 from urnet_jax.errors import UserError, told_to_the_user
-from urnet_jax.nets.mode import EXECUTIONS
 
 NETWORKS = ("resnet20", "resnet18", "resnet50")
 
@@ -63,33 +61,16 @@ def parse(argv: list[str]) -> flags.FlagValues:
     Raises:
       UserError: one of them is not usable.
     """
-    values = flags.FlagValues()
-
-    def define(kind: Any, name: str, default: Any, **settings: Any) -> None:
-        kind(name, default, "", flag_values=values, **settings)
-
-    define(flags.DEFINE_list, "networks", list(NETWORKS))
-    define(flags.DEFINE_list, "groups", [str(group) for group in inference_networks.GROUPS])
-    define(flags.DEFINE_list, "batch_sizes", ["1", "8", "32"])
-    define(flags.DEFINE_list, "usages", ["0.25", "0.5", "0.75", "1"])
-    define(flags.DEFINE_list, "executions", ["auto"])
-    define(flags.DEFINE_string, "dtype", "float32")
-    define(flags.DEFINE_integer, "repeats", 5, lower_bound=1)
-    for name in ("check", "torch"):
-        define(flags.DEFINE_boolean, name, True)
-    define(flags.DEFINE_boolean, "torch_compile", False)
-    define(flags.DEFINE_string, "trained_workdir", "")
-    define(flags.DEFINE_string, "data_dir", "")
-    results.define_flags(values, "channels")
-    timing.parse_flags(values, argv, __doc__ or "")
-    inference.check_choices("networks", values.networks, NETWORKS)
-    inference.check_choices("groups", values.groups, tuple(map(str, inference_networks.GROUPS)))
-    inference.check_choices("executions", values.executions, EXECUTIONS)
-    inference.check_choices("dtype", [values.dtype], ("float32", "bfloat16"))
+    values, groups = flags.FlagValues(), tuple(map(str, inference_networks.GROUPS))
+    flags.DEFINE_list("groups", list(groups), "", flag_values=values)
+    flags.DEFINE_boolean("torch", True, "", flag_values=values)
+    flags.DEFINE_boolean("torch_compile", False, "", flag_values=values)
+    for name in ("trained_workdir", "data_dir"):
+        flags.DEFINE_string(name, "", "", flag_values=values)
+    inference.parse_cases(values, argv, __doc__ or "", "channels", NETWORKS, ("1", "8", "32"))
+    inference.check_choices("groups", values.groups, groups)
     if values.networks == ["resnet20"] and values.groups == ["64"]:
         raise UserError("--groups is '64', wider than --networks=resnet20: choose 1 or 16.")
-    values.batch_sizes = inference.numbers("batch_sizes", values.batch_sizes, int, 1, 1 << 20)
-    values.usages = inference.numbers("usages", values.usages, float, 0, 1)
     return values
 
 

@@ -24,7 +24,6 @@ import itertools
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 # Run as a script, the repository's root is not where Python looks; it need not be installed.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
@@ -34,7 +33,6 @@ from etils import epath
 
 from benchmarks import inference, inference_networks, inference_report, results, timing
 from urnet_jax.errors import told_to_the_user
-from urnet_jax.nets.mode import EXECUTIONS
 
 
 def main(argv: Sequence[str]) -> None:
@@ -49,26 +47,8 @@ def parse(argv: list[str]) -> flags.FlagValues:
     Raises:
       UserError: one of them is not usable.
     """
-    values = flags.FlagValues()
-
-    def define(kind: Any, name: str, default: Any, **settings: Any) -> None:
-        kind(name, default, "", flag_values=values, **settings)
-
-    known = tuple(inference_networks.DENSE_NETWORKS)
-    define(flags.DEFINE_list, "networks", list(known))
-    define(flags.DEFINE_list, "batch_sizes", ["1", "8"])
-    define(flags.DEFINE_list, "usages", ["0.25", "0.5", "0.75", "1"])
-    define(flags.DEFINE_list, "executions", ["auto"])
-    define(flags.DEFINE_string, "dtype", "float32")
-    define(flags.DEFINE_integer, "repeats", 5, lower_bound=1)
-    define(flags.DEFINE_boolean, "check", True)
-    results.define_flags(values, "dense")
-    timing.parse_flags(values, argv, __doc__ or "")
-    inference.check_choices("networks", values.networks, known)
-    inference.check_choices("executions", values.executions, EXECUTIONS)
-    inference.check_choices("dtype", [values.dtype], ("float32", "bfloat16"))
-    values.batch_sizes = inference.numbers("batch_sizes", values.batch_sizes, int, 1, 1 << 20)
-    values.usages = inference.numbers("usages", values.usages, float, 0, 1)
+    values, known = flags.FlagValues(), tuple(inference_networks.DENSE_NETWORKS)
+    inference.parse_cases(values, argv, __doc__ or "", "dense", known, ("1", "8"))
     return values
 
 

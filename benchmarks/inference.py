@@ -231,6 +231,43 @@ def compile_rows(kind: Kind) -> list[dict[str, Any]]:
     return rows
 
 
+def parse_cases(
+    values: flags.FlagValues, argv: list[str], doc: str, benchmark: str, networks: Sequence[str],
+    batch_sizes: Sequence[str],
+) -> None:  # fmt: skip
+    """Adds what benchmarks of gates that are drawn have in common, and parses all flags.
+
+    Args:
+      values: with the benchmark's own flags.
+      argv: of the command.
+      doc: what --help prints.
+      benchmark: its name.
+      networks: that --networks chooses from; by default all.
+      batch_sizes: by default.
+
+    Raises:
+      UserError: one of them is not usable.
+    """
+
+    def define(kind: Any, name: str, default: Any, **settings: Any) -> None:
+        kind(name, default, "", flag_values=values, **settings)
+
+    define(flags.DEFINE_list, "networks", list(networks))
+    define(flags.DEFINE_list, "batch_sizes", list(batch_sizes))
+    define(flags.DEFINE_list, "usages", ["0.25", "0.5", "0.75", "1"])
+    define(flags.DEFINE_list, "executions", ["auto"])
+    define(flags.DEFINE_string, "dtype", "float32")
+    define(flags.DEFINE_integer, "repeats", 5, lower_bound=1)
+    define(flags.DEFINE_boolean, "check", True)
+    results.define_flags(values, benchmark)
+    timing.parse_flags(values, argv, doc)
+    check_choices("networks", values.networks, networks)
+    check_choices("executions", values.executions, EXECUTIONS)
+    check_choices("dtype", [values.dtype], ("float32", "bfloat16"))
+    values.batch_sizes = numbers("batch_sizes", values.batch_sizes, int, 1, 1 << 20)
+    values.usages = numbers("usages", values.usages, float, 0, 1)
+
+
 def check_choices(name: str, given: Sequence[str], known: Sequence[str]) -> None:
     """Refuses a flag's values that are none, or not all known."""
     if not given or not set(given) <= set(known):
