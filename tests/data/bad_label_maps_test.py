@@ -182,6 +182,8 @@ def test_maps_are_not_classes(data_dir):
                               "none, scale_crop_flip."),
         ({"ignored_label": 23}, "data.ignored_label is 23, which is one of the classes 0 to 23: "
                                 "set it to a label that is none, or to -1 if all pixels count."),
+        ({"num_classes": 0}, "data.num_classes is 0; expected 1 to 256 classes, which a label "
+                             "map of 8 bits can hold."),
         ({"num_classes": 257}, "data.num_classes is 257; expected 1 to 256 classes, which a label "
                                "map of 8 bits can hold."),
         ({"eval_size": (50,)}, "data.eval_size is (50,); with data.labels 'map' expected height "

@@ -195,6 +195,13 @@ def test_it_says_where_it_was_not_calibrated(finished, tmp_path, capsys):
     assert "comes no nearer" not in printed
 
 
+def test_it_says_what_runs_whatever_is_asked_for(finished, tmp_path, capsys):
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    for scales, said in (((0.0, 0.5), True), ((0.5,), False)):
+        calibrate_workdir(workdir, scales=scales, images=50, progress=False)
+        assert ("% always runs, whatever the gates do" in capsys.readouterr().out) is said
+
+
 def calibration_json(**changes):
     fields = {"scales": [0.2, 1.0], "offsets": [0.5, 1.0], "images": 1, "images_unseen": 1}
     fields |= {name: [0.2, 1.0] for name in ("shares_before", "shares", "shares_unseen")}

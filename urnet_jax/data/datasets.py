@@ -43,10 +43,12 @@ def dataset(data: Any) -> Dataset:
 
     Raises:
       UserError: `data.name` is unknown and comes without `data.num_classes`, or it is known and
-        has another number of classes.
+        has another number of classes; or its label maps cannot hold them.
     """
     known = DATASETS.get(data.name)
     num_classes = data.num_classes
+    if known is None and data.name and data.labels == "map":
+        check_ignored(num_classes, data.ignored_label, "data.")
     if known is None and data.name and num_classes:
         return Dataset(num_classes)
     if known is None:

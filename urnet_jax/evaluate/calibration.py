@@ -253,6 +253,10 @@ def _show(run: Run, found: Calibration) -> None:
     )
     console.print(title, soft_wrap=True, highlight=False)
     console.print(table)
+    if min(found.scales) < (least := _least(run)) - MET:
+        print(
+            f"{100 * least:.1f} % always runs, whatever the gates do: a smaller S cannot be met.\n"
+        )
     before = np.mean(np.abs(np.array(found.shares_before) - found.scales))
     between = ""
     if found.shares_between:

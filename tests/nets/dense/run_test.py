@@ -12,6 +12,8 @@ import pytest
 
 import urnet_jax
 from helpers import label_maps
+from helpers.dense_networks import dense_config
+from helpers.own_data import encoded
 from urnet_jax import config as config_lib
 from urnet_jax.errors import UserError
 from urnet_jax.evaluate import calibration, inspection, job, maps, pruning
@@ -26,27 +28,12 @@ from urnet_jax.serve import profiling
 from urnet_jax.train import loop
 from urnet_jax.train.objective import Along, make_loss
 
-FIELDS: dict[str, Any] = {
-    "data.name": "cells", "data.num_classes": label_maps.CLASSES, "data.batch_size": 4,
-    "data.ignored_label": label_maps.IGNORED, "data.image_size": 32, "data.eval_size": (40, 56),
-    "data.threads": 2, "model.width": 8, "joint.epochs": 8.0, "joint.warmup_epochs": 0.5,
-    "eval.scales": (0.5, 1.0), "eval.every_epochs": 0.0, "eval.batch_size": 3,
-    "checkpoint.every_epochs": 0.0, "log.every_steps": 2,
-}  # fmt: skip
-
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("cells")
     label_maps.build(folder, "cells", {"train": label_maps.files(12), "test": label_maps.files(7)})
     return str(folder)
-
-
-def dense_config(data_dir: str, name: str = "camvid_resnet18", **fields: Any) -> Any:
-    config = config_lib.load(name)
-    own = {"model.gate_group": 4} if "bas" in name else {"model.gate_reduction": 4}
-    config.update_from_flattened_dict(FIELDS | {"data.dir": data_dir} | own | fields)
-    return config
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +154,16 @@ def test_it_is_calibrated_and_not_served(both, tmp_path, capsys):
     ):
         with pytest.raises(UserError, match="says a class for each pixel, and only networks that"):
             refused()
+
+
+def test_what_has_no_labelled_pixel_is_left_out_and_that_is_said(blocks, tmp_path, capsys):
+    (image, labels), whole = label_maps.pair(), label_maps.files(3)
+    empty = labels.point(lambda _: label_maps.IGNORED)
+    test = [*whole, (encoded(image), encoded(empty))]
+    label_maps.build(tmp_path, "cells", {"train": whole, "test": test})
+    found = job.evaluate_workdir(blocks, data_dir=str(tmp_path), output=tmp_path / "out")
+    assert found["examples"].tolist() == [3, 3]
+    assert "left out of all numbers: 1 of 4 images" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", ["blocks", "both"])
