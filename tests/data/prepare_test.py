@@ -135,6 +135,12 @@ def empty(folder: pathlib.Path) -> None:
         path.unlink()
 
 
+def without_labels(folder: pathlib.Path) -> None:
+    for path in (folder / "val" / "labels").iterdir():
+        path.write_bytes(encoded(label_maps.pair()[1].point(lambda _: IGNORED)))
+        path.parent.parent.joinpath("images", path.name).write_bytes(label_maps.files(1)[0][0])
+
+
 NO_CLASS = encoded(Image.new("L", (96, 64), 30))
 WRONG = {
     "no folder": (remove(), "The folder {0} is not there; name one"),
@@ -147,9 +153,9 @@ WRONG = {
     ),
     "no image": (
         remove("val", "images", "2.png"),
-        "{0}/val/labels/2.png has no image; add it, or remove the map.",
+        "{0}/val/labels/2.png has no JPEG or PNG image of its name; add it, or ",
     ),
-    "no images": (empty, "{0}/val/images holds no JPEG or PNG images; put some there or remove"),
+    "no images": (empty, "{0}/val/images holds no JPEG or PNG files; put some there or remove"),
     "two of one name": (twice, "{0}/val/images/0.jpg and {0}/val/images/0.png have one name"),
     "two validations": (both_validations, "{0} has both val and validation, which are one split"),
     "another size": (
@@ -161,6 +167,18 @@ WRONG = {
         replace("labels", "test", NO_CLASS),
         "{0}/test/images/0.png has the label 30 in its map, which is none of the classes 0 to 23, "
         "and ignored_label is 200: set num_classes or ignored_label, or correct the map {0}/test",
+    ),
+    "no labels": (
+        without_labels,
+        "No pixel of the 3 label maps of the split 'validation' has a class, as of {0}/val/labels/",
+    ),
+    "no folder of maps": (
+        remove("val", "labels"),
+        "The folder {0}/val/labels is not there; add it, or remove {0}/val.",
+    ),
+    "half an image": (
+        replace("images", "test", label_maps.files(1)[0][0][:-40]),
+        "{0}/test/images/0.png cannot be decoded (image file is truncated): mend or remove it.",
     ),
     "no image file": (
         replace("images", "test", b"no image"),
@@ -194,6 +212,18 @@ def test_a_wrong_folder_is_one_sentence_before_anything_is_written(case, folder,
 def test_wrong_arguments_are_one_sentence(folder, tmp_path, name, arguments, sentence):
     with pytest.raises(UserError, match=sentence):
         prepare(folder, tmp_path / "tfds", name, **arguments)
+
+
+def test_it_says_which_label_was_ignored_when_it_was_prepared(folder, tmp_path):
+    made = prepare(folder, tmp_path / "tfds", "mine", **KNOWN)
+    data = maps_section(tmp_path, **made.fields)
+    data.ignored_label = 255
+    with pytest.raises(UserError) as caught:
+        open_split(data, "train")
+    assert str(caught.value) == (
+        f"{made.folder} was prepared for the ignored label 200, and data.ignored_label is 255: set "
+        "it to 200."
+    )
 
 
 def test_what_is_prepared_is_not_prepared_again(folder, tmp_path):

@@ -12,8 +12,9 @@ import pytest
 from etils import epath
 
 from helpers.folders import contents
+from helpers.own_data import prepare
 from urnet_jax.errors import UserError
-from urnet_jax.runs import checkpoint, checksums
+from urnet_jax.runs import checkpoint, checksums, writers
 from urnet_jax.runs.checkpoint import Checkpointer
 from urnet_jax.runs.meta import Meta
 from urnet_jax.train import loop, resume
@@ -45,6 +46,31 @@ def test_another_network_is_refused_and_the_checkpoint_left_alone(
         loop.train_and_evaluate(tiny(fields), finished)
     assert str(error.value) == HOLDS.format(workdir=finished, differing=differing)
     assert contents(finished) == before
+
+
+def test_an_evaluation_that_fails_loses_no_training(tiny, tmp_path):
+    count, workdir = {"train": 16, "test": 20}, tmp_path / "run"
+    config = tiny({
+        "data.name": "mydigits", "data.dir": str(tmp_path / "data"), "data.num_classes": 10,
+        "data.augment": "random_resized_crop", "data.batch_size": 8, "pretrain.epochs": 0.0,
+        "gates.epochs": 0.0, "joint.epochs": 1.0, "log.every_steps": 1,
+        "eval.every_epochs": 0.0, "checkpoint.every_epochs": 0.0,
+    })  # fmt: skip
+
+    def trained() -> list[dict]:
+        return [line for line in writers.read(workdir) if line["kind"] == "train"]
+
+    prepare(tmp_path / "data", "mydigits", count, files={18: b"no image"}, named=True)
+    for _ in range(2):  # The second time nothing is trained.
+        with pytest.raises(UserError, match="digits/18.png"):
+            loop.train_and_evaluate(config, workdir)
+        assert checkpoint.steps(workdir) == [2]
+    before = trained()
+    shutil.rmtree(tmp_path / "data")
+    prepare(tmp_path / "data", "mydigits", count, named=True)
+    loop.train_and_evaluate(config, workdir)
+    assert trained() == before and len(before) == 2
+    assert [line["step"] for line in writers.read(workdir) if line["kind"] == "eval"][-1] == 2
 
 
 def test_another_dataset_is_refused(finished, tiny):

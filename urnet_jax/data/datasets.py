@@ -38,6 +38,10 @@ DATASETS = {
 """The datasets that are known by name; under any other name, users bring their own."""
 
 
+IGNORED = "ignored_label"
+"""Under which name a prepared dataset says what `data.ignored_label` its maps were checked for."""
+
+
 def dataset(data: Any) -> Dataset:
     """What is known of the dataset before it is opened; `data` is the config's section.
 

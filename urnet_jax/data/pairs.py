@@ -129,6 +129,8 @@ def _by_stem(
 ) -> dict[str, pathlib.Path]:
     """Those of a folder's files that are images, by their names without suffix and `end`."""
     found: dict[str, pathlib.Path] = {}
+    if not folder.is_dir():
+        raise UserError(f"The folder {folder} is not there; add it, or remove {folder.parent}.")
     for path in sorted(paths):
         if path.suffix.lower() not in _SUFFIXES or path.name.startswith("."):
             continue
@@ -137,7 +139,7 @@ def _by_stem(
             raise UserError(f"{found[stem]} and {path} have one name: remove or rename one.")
         found[stem] = path
     if not found and not empty:
-        raise UserError(f"{folder} holds no JPEG or PNG images; put some there or remove it.")
+        raise UserError(f"{folder} holds no JPEG or PNG files; put some there or remove it.")
     return found
 
 
@@ -149,4 +151,6 @@ def _check_complete(
             raise UserError(f"{image} has no label map in {where}; add it, or remove the image.")
     for stem, label_map in sorted(maps.items()):
         if stem not in images:
-            raise UserError(f"{label_map} has no image; add it, or remove the map.")
+            raise UserError(
+                f"{label_map} has no JPEG or PNG image of its name; add it, or remove the map."
+            )

@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from urnet_jax.data import decode, pairs
-from urnet_jax.data.datasets import DATASETS, check_ignored
+from urnet_jax.data.datasets import DATASETS, IGNORED, check_ignored
 from urnet_jax.data.decode import BadImageError
 from urnet_jax.data.maps import BadMapError, LabelMaps
 from urnet_jax.data.pairs import Pair
@@ -49,7 +49,7 @@ def prepare(
 ) -> Prepared:
     """Makes a dataset of label maps, in array_record files, of a folder's images and maps.
 
-    All maps are looked through before anything is written. Needs no TensorFlow.
+    All images and maps are decoded before anything is written. Needs no TensorFlow.
 
     Args:
       folder: with images and maps, in a layout that `pairs.find` knows.
@@ -64,8 +64,9 @@ def prepare(
       What was prepared.
 
     Raises:
-      UserError: an argument is wrong, the folder is incomplete, a map is not as large as its image
-        or has a label that is neither a class nor ignored, or the dataset is there already.
+      UserError: an argument is wrong, the folder is incomplete, a file cannot be decoded, a map is
+        not as large as its image or has a label that is neither a class nor ignored, a split has
+        no labels at all, or the dataset is there already.
     """
     data_dir = pathlib.Path(data_dir).expanduser()
     _check_name(name, data_dir)
@@ -79,7 +80,7 @@ def prepare(
     check_ignored(num_classes, ignored, "--")
     eval_size = _check_files(found, num_classes, ignored)
     make_folder(data_dir, "--data_dir")
-    _write(found, str(data_dir), name, list(names) or num_classes)
+    _write(found, str(data_dir), name, list(names) or num_classes, ignored)
     return Prepared(
         pathlib.Path(data_dir) / name / _VERSION,
         {split: len(files) for split, files in found.splits.items()},
@@ -129,16 +130,24 @@ def _num_classes(num_classes: int | None, names: Sequence[str]) -> int:
 
 
 def _check_files(found: pairs.Folder, num_classes: int, ignored_label: int) -> tuple[int, int]:
-    """Looks through all maps; height and width of most images that are tested on."""
+    """Looks through all pairs; height and width of most images that are tested on."""
     sizes: dict[str, collections.Counter[tuple[int, int]]] = {}
     checked = LabelMaps((1, 1), num_classes, ignored_label)
     with _bar("check", found) as bar:
         for split, files in found.splits.items():
-            sizes[split] = collections.Counter()
+            sizes[split], counted = collections.Counter(), False
             for pair in files:
                 labels = _checked(pair, checked)
                 sizes[split][labels.height, labels.width] += 1
+                classes = list(pairs.CITYSCAPES_TRAIN_IDS) if pair.label_ids else range(num_classes)
+                counted |= any(labels.histogram()[n] for n in classes)
                 bar.update()
+            if not counted:
+                raise UserError(
+                    f"No pixel of the {len(files)} label maps of the split {split!r} has a class, "
+                    f"as of {files[0].label_map}: correct the maps or --ignored_label, or remove "
+                    "the split."
+                )
     tested = sizes["test" if "test" in sizes else "validation"]
     return tested.most_common(1)[0][0]
 
@@ -150,6 +159,7 @@ def _checked(pair: Pair, checked: LabelMaps) -> Image.Image:
     try:
         with decode.decoding(), Image.open(pair.image) as image:
             size = image.size
+            image.load()
         return maps.opened(size, _read(pair.label_map))
     except BadImageError as error:
         raise UserError(f"{pair.image} cannot be decoded ({error}): mend or remove it.") from error
@@ -177,7 +187,9 @@ def _map_file(pair: Pair) -> bytes:
     return buffer.getvalue()
 
 
-def _write(found: pairs.Folder, data_dir: str, name: str, labels: list[str] | int) -> None:
+def _write(
+    found: pairs.Folder, data_dir: str, name: str, labels: list[str] | int, ignored_label: int
+) -> None:
     import tensorflow_datasets as tfds
 
     class Maps(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -191,7 +203,8 @@ def _write(found: pairs.Folder, data_dir: str, name: str, labels: list[str] | in
                     "file_name": tfds.features.Text(),
                 }
             )
-            return tfds.core.DatasetInfo(builder=self, features=features)
+            known = tfds.core.MetadataDict({IGNORED: ignored_label})
+            return tfds.core.DatasetInfo(builder=self, features=features, metadata=known)
 
         def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
             del dl_manager

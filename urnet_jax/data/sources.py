@@ -161,10 +161,22 @@ def _open_tfds(data: Any, split: str) -> Any:
         known = data.name in DATASETS
         remedy = _remedy(data.name) if known else f"set data.num_classes to {found}."
         raise UserError(f"{folder} has {found} classes, not {expected}: {remedy}")
+    if maps:
+        _check_ignored(folder, builder.info.metadata or {}, data.ignored_label)
     encoded = ("image", "label") if maps else ("image",)
     return builder.as_data_source(
         split=stored, decoders={name: tfds.decode.SkipDecoding() for name in encoded}
     )
+
+
+def _check_ignored(folder: epath.Path, known: Any, ignored_label: int) -> None:
+    """Refuses another ignored label than the dataset was prepared for, where it says so."""
+    prepared = known.get(datasets.IGNORED, ignored_label)
+    if prepared != ignored_label:
+        raise UserError(
+            f"{folder} was prepared for the ignored label {prepared}, and data.ignored_label is "
+            f"{ignored_label}: set it to {prepared}."
+        )
 
 
 def _check_labels(folder: epath.Path, maps: bool, label: Any) -> None:

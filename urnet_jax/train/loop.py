@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from urnet_jax import config as config_lib
 from urnet_jax.config import Config
 from urnet_jax.data.splits import Split
-from urnet_jax.errors import Stopped, writable
+from urnet_jax.errors import Stopped, UserError, writable
 from urnet_jax.evaluate import evaluation, table
 from urnet_jax.evaluate.step import EvalStep, make_eval_step
 from urnet_jax.nets import network
@@ -25,10 +25,10 @@ from urnet_jax.runs.checkpoint import Checkpointer
 from urnet_jax.runs.lock import locked
 from urnet_jax.runs.meta import Meta
 from urnet_jax.runs.writers import MetricWriter
-from urnet_jax.train import averaging, feed, interruption, optimizer, resume, start
+from urnet_jax.train import averaging, feed, interruption, resume, start
 from urnet_jax.train import state as state_lib
 from urnet_jax.train.interruption import AskedToStop
-from urnet_jax.train.progress import PhaseProgress
+from urnet_jax.train.progress import PhaseProgress, Plan
 from urnet_jax.train.state import TrainState
 from urnet_jax.train.step import TrainStep, make_train_step
 from urnet_jax.xla import sharding
@@ -176,7 +176,7 @@ def run_phase(run: Run, phase: str, state: TrainState) -> TrainState:
                 class_names=run.train_split.class_names,
             )  # fmt: skip
             if plan.evaluates(n) and not stop:  # Whoever asked to stop may not wait for it.
-                summary = measure(run, phase, state)
+                summary = measured_or_saved(run, phase, state, meta)
                 meta = dataclasses.replace(meta, top1_percent=mean_over_scales(summary))
                 report(run, phase, offset + n, summary, is_last=n == plan.num_steps)
             if plan.saves(n) or stop:
@@ -189,26 +189,6 @@ def run_phase(run: Run, phase: str, state: TrainState) -> TrainState:
                 )
             progress.resume()
     return state
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """After which steps of a phase its network is evaluated and saved."""
-
-    num_steps: int
-    eval_every: int  # 0: only at the end
-    save_every: int  # likewise
-
-    @classmethod
-    def of(cls, config: Config, phase: str, steps_per_epoch: float) -> "Plan":
-        epochs = config[phase].epochs, config.eval.every_epochs, config.checkpoint.every_epochs
-        return cls(*(optimizer.num_steps(number, steps_per_epoch) for number in epochs))
-
-    def evaluates(self, n: int) -> bool:
-        return n >= self.num_steps or bool(self.eval_every and n % self.eval_every == 0)
-
-    def saves(self, n: int) -> bool:
-        return n >= self.num_steps or bool(self.save_every and n % self.save_every == 0)
 
 
 def evaluate_late(run: Run, phase: str, state: TrainState, plan: Plan) -> None:
@@ -235,6 +215,20 @@ def averaged(run: Run, phase: str, state: TrainState) -> TrainState:
     return averaging.with_own_statistics(
         state, run.config, phase, run.steps_per_epoch, run.train_split, run.mesh
     )
+
+
+def measured_or_saved(run: Run, phase: str, state: TrainState, meta: Meta) -> pd.DataFrame:
+    """`measure`; where it fails, by a damaged image say, what was trained is saved before.
+
+    Of several processes, which save together, one may fail alone: then nothing is saved.
+    """
+    try:
+        return measure(run, phase, state)
+    except UserError:
+        if jax.process_count() == 1:
+            run.checkpointer.save(state, meta)
+            run.checkpointer.wait()
+        raise
 
 
 def measure(run: Run, phase: str, state: TrainState) -> pd.DataFrame:
