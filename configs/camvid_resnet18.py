@@ -1,7 +1,7 @@
 r"""Street scenes, a class for each pixel, and a user's S: PSPNet on a dilated ResNet-18 (CamVid).
 
-    python -m urnet_jax prepare --folder=CAMVID --data_dir=DIR --name=camvid --num_classes=11 \
-        --ignored_label=11
+    python -m urnet_jax prepare --folder=CAMVID --data_dir=DIR --name=camvid --ignored_label=11 \
+        --class_names=sky,building,pole,road,pavement,tree,sign,fence,car,pedestrian,bicyclist
     python train.py --config=configs/camvid_resnet18.py --workdir=runs/camvid --config.data.dir=DIR
     python -m urnet_jax calibrate --workdir=runs/camvid
     python evaluate.py --workdir=runs/camvid --report

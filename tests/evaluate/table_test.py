@@ -63,6 +63,14 @@ def test_usage_near_s_needs_no_word():
     assert table.strays(used([0.2, 1.0], [0.29, 0.91], [0.5, 0.5]), "blocks") == ""
 
 
+def test_what_always_runs_is_the_reason():
+    below, both = used([0.01], [0.2], [0.2]), used([0.01, 0.5], [0.2, 0.2], [0.2, 0.7])
+    for calibrated in (True, False):
+        mind = table.strays(below, "flops", calibrated=calibrated, least=0.2)
+        assert mind.endswith("20 % at S = 0.01. 20 % always runs: no smaller S can be met.")
+        assert "always runs:" not in table.strays(both, "flops", calibrated=calibrated, least=0.2)
+
+
 def test_who_is_calibrated_is_not_told_to_be():
     mind = table.strays(used([0.01], [0.2], [0.2]), "flops", calibrated=True)
     assert "20 % at S = 0.01. The network comes no nearer" in mind and "calibrate" not in mind

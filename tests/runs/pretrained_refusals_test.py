@@ -41,6 +41,9 @@ def test_another_network_is_one_sentence(case):
     assert str(error.value).startswith("x.th holds a plain ResNet-14 (cifar, width 16) for 10 ")
 
 
+HEAD = "it lacks fc.bias, fc.weight; name"
+
+
 def test_a_plain_network_refuses_gates():
     with pytest.raises(UserError, match=re.escape("holds a gated ResNet-14 (cifar, ")) as error:
         pretrained.check(exported(GATED), PLAIN, "x.th")
@@ -62,7 +65,7 @@ def test_every_tensor_is_accounted_for():
             whole | extra,
             "it holds layer2.1.se.weight, module.ema, unknown to that network",
         ),
-        ({n: t for n, t in whole.items() if "linear" not in n}, "it lacks fc.bias, fc.weight"),
+        ({n: t for n, t in whole.items() if "linear" not in n}, HEAD),
         (
             {n: t for n, t in whole.items() if not n.endswith(("running_mean", "running_var"))},
             "it lacks bn1.running_mean, bn1.running_var, layer1.0.bn1.running_mean, "
@@ -80,7 +83,8 @@ def test_every_tensor_is_accounted_for():
         with pytest.raises(UserError, match=re.escape(words)) as error:
             pretrained.check(tensors, PLAIN, "x.th")
         assert str(error.value).startswith("x.th is not a whole plain ResNet-14 (cifar, width 16)")
-        assert str(error.value).endswith("; name a checkpoint of that network and nothing else.")
+        assert "; name a checkpoint of that network and nothing else" in str(error.value)
+        assert ("set init.head to 'new'" in str(error.value)) == (words == HEAD)
 
 
 def test_gates_of_another_kind_are_named():

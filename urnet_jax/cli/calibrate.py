@@ -24,7 +24,7 @@ def main() -> None:
         urnet calibrate --workdir=DIR [--images=2000] [--scales=0.2,0.6,1.0]
 
     --workdir   the folder of a run by train.py
-    --step      newest (default), best (by the mean top-1 of its evaluation) or a step's number
+    --step      newest (default), best (by its evaluation, over all S) or a step's number
     --scales    each from 0 to 1, separated by commas; 1 is always added (default: to 1 by 0.05,
                 from what the network uses at least, and eval.scales); between two, what was found
                 is interpolated

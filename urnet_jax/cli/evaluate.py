@@ -19,7 +19,7 @@ def main() -> None:
         python evaluate.py --workdir=DIR [--scales=0.2,0.6,1.0] [--split=test]
 
     --workdir     the folder of a run by train.py
-    --step        newest (default), best (by the mean top-1 of its evaluation) or a step's number
+    --step        newest (default), best (by its evaluation, over all S) or a step's number
     --scales      each from 0 to 1, separated by commas (default: the run's eval.scales)
     --split       test (default) or train
     --batch_size  images at a time (default: the run's eval.batch_size)

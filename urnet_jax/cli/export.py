@@ -22,7 +22,7 @@ def main() -> None:
     --format   state_dict (default), or bundle: weights, config, calibration and a model card
     --names    torchvision (default; those of CIFAR ResNets where it is one), or huggingface: of its
                ResNetForImageClassification
-    --step     newest (default), best (by the mean top-1 of its evaluation) or a step's number
+    --step     newest (default), best (by its evaluation, over all S) or a step's number
     --prune_at an S: of a network whose gates switch channels, the plain one that has only the
                channels which training images use at that S
     --images   how many of them are asked, with --prune_at (default: 2000)

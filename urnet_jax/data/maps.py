@@ -78,6 +78,14 @@ class LabelMaps:
         window = Window(*self._scaled(labels, 1.0), left=0, top=0, mirrored=False)
         return self._seen(decode.decode_full(image), labels, window, self.eval_size)
 
+    def whole(
+        self, pixels: UInt8[np.ndarray, "image_h image_w 3"]
+    ) -> tuple[UInt8[np.ndarray, "h w 3"], Window]:
+        """An image that has no map as `decode_eval` gives it, and where in that it lies."""
+        empty = Image.new("L", (pixels.shape[1], pixels.shape[0]))
+        window = Window(*self._scaled(empty, 1.0), left=0, top=0, mirrored=False)
+        return self._seen(pixels, empty, window, self.eval_size)[0], window
+
     def decode_train(
         self, image: bytes, label_map: bytes, crop_size: int, seed: int, epoch: int, index: int
     ) -> tuple[UInt8[np.ndarray, "crop crop 3"], Int32[np.ndarray, "crop crop"]]:

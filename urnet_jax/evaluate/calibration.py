@@ -24,8 +24,9 @@ from urnet_jax.data.splits import Split
 from urnet_jax.errors import UserError
 from urnet_jax.evaluate import inspection
 from urnet_jax.evaluate.evaluation import Offset, check_scales, evaluate
-from urnet_jax.evaluate.run import Run
+from urnet_jax.evaluate.run import Run, check_gates
 from urnet_jax.evaluate.step import EvalStep
+from urnet_jax.nets.cost import least_share
 from urnet_jax.runs import calibration, profile
 from urnet_jax.runs.calibration import Calibration
 from urnet_jax.streams import Stream
@@ -81,12 +82,13 @@ def calibrate_workdir(
     # With S = 1 among them, so that it stays the whole network.
     grid = check_scales([*scales, 1.0]) if scales is not None else None
     run = inspection.load(workdir, which, data_dir, calibrated=False)
+    check_gates(run, workdir)
     if not config_lib.heeds_scale(run.config):
         raise UserError(
             f"The gates of the network in {workdir} do not see S (model.gate_scale is False), so "
             "that there is nothing to calibrate."
         )
-    least = _least(run)
+    least = least_share(config_lib.evaluated(run.config))
     grid = grid or check_scales([s for s in GRID if s >= least] + [*run.config.eval.scales])
     fitted, unseen = halves(run, images)
     found = fit(run, grid, fitted, unseen, progress=progress)
@@ -125,7 +127,8 @@ def fit(
             )
 
         reach = REACH + float(getattr(run.arch, "gate_prior", 0.0))
-        offsets, found, before = bisected(shares, np.array(scales), reach, _least(run))
+        least = least_share(config_lib.evaluated(run.config))
+        offsets, found, before = bisected(shares, np.array(scales), reach, least)
         on_unseen = shares(np.array(scales), offsets, unseen)
         middle = (np.array(scales[1:]) + scales[:-1]) / 2
         between = (
@@ -205,12 +208,6 @@ def _shares(
     return evaluation.flops.mean(axis=1) / evaluation.full_flops
 
 
-def _least(run: Run) -> float:
-    """The share of FLOPs that is used where all gates are closed."""
-    cost = config_lib.evaluated(run.config).cost
-    return float(cost.macs(np.zeros((1, run.arch.num_gates)))[0]) / cost.full_macs
-
-
 def halves(run: Run, images: int) -> tuple[Split, Split]:
     """Training images to fit on, and as many others, both by chance that hangs on the seed."""
     split = run.split("train")
@@ -253,7 +250,8 @@ def _show(run: Run, found: Calibration) -> None:
     )
     console.print(title, soft_wrap=True, highlight=False)
     console.print(table)
-    if min(found.scales) < (least := _least(run)) - MET:
+    least = least_share(config_lib.evaluated(run.config))
+    if min(found.scales) < least - MET:
         print(
             f"{100 * least:.1f} % always runs, whatever the gates do: a smaller S cannot be met.\n"
         )

@@ -20,6 +20,7 @@ from urnet_jax.evaluate.run import Run
 from urnet_jax.evaluate.step import make_eval_step
 from urnet_jax.evaluate.table import print_table, strays
 from urnet_jax.nets import network
+from urnet_jax.nets.cost import least_share
 from urnet_jax.nets.execution import choose
 from urnet_jax.nets.mode import Execution, Mode
 from urnet_jax.nets.tasks import measure_of
@@ -155,7 +156,8 @@ def _show(summary: pd.DataFrame, run: Run, split: Split, about: Mapping[str, Any
             print(f"Mind: outside of what was calibrated: {named}, with the offset of the nearest "
                   "S that was calibrated. Name it, beside all others that are used, in `urnet "
                   "calibrate --scales=...`, which replaces what was calibrated.")  # fmt: skip
-        mind = strays(summary, of, calibrated=calibrated and not outside)
+        least = least_share(config_lib.evaluated(run.config))
+        mind = strays(summary, of, calibrated=calibrated and not outside, least=least)
         print(f"{mind}\n" if mind else "", end="")
     if (plain := about.get(f"plain_{measure_of(summary.columns).column}")) is not None:
         print(f"The plain network that this run began from, after phase pretrain: {plain:.2f} %\n")

@@ -1,10 +1,13 @@
 """Pictures of dense prediction: images, their truth, what the network says at several S.
 
-shown = maps.predict(inspection.load("runs/camvid"), (0.4, 1.0), samples=(3, 17))
-maps.plot(shown)
+run = inspection.load("runs/camvid")
+maps.plot(maps.predict(run, (0.4, 1.0), samples=(3, 17)))
+maps.answer(run, pixels, scale=0.6)  # of an image of your own: the class of each pixel
 """
 
 import dataclasses
+import functools
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,10 +17,11 @@ import pandas as pd
 from jaxtyping import Float, Int, UInt8
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
+from PIL import Image
 
-from urnet_jax.config import evaluated, skips
-from urnet_jax.config import network as network_of
+from urnet_jax import config as config_lib
 from urnet_jax.data import augment
+from urnet_jax.data.maps import LabelMaps
 from urnet_jax.data.splits import Split, examples, places
 from urnet_jax.errors import UserError
 from urnet_jax.evaluate.evaluation import Evaluation, check_scales
@@ -79,54 +83,105 @@ def predict(
     Raises:
       UserError: the network says a class for the image, or the split has no such image.
     """
-    if labels_of(run.arch) != "map":
-        raise UserError(
-            f"The {run.arch.describe()} says one class for an image, and no map: look at "
-            "run.plot_samples."
-        )
+    _check_kind(run)
     split = run.split(split) if isinstance(split, str) else split
-    grid = check_scales(scales)
-    images, labels = examples(split, places(split, np.asarray(samples)))
-    numbers = np.asarray(samples, np.int32)
-    step, full, answers, gates = jax.jit(_step_of(run)), evaluated(run.config), [], []
+    grid, numbers = check_scales(scales), np.asarray(samples, np.int32)
+    if not numbers.size:
+        raise UserError("samples is empty; expected numbers of images, as (3, 17).")
+    images, labels = examples(split, places(split, numbers))
+    step, full, answers, gates = _step_of(run), config_lib.evaluated(run.config), [], []
     for scale in grid:
-        offset = np.zeros(1) if run.offset is None else np.asarray(run.offset(scale))
-        of_one = np.full(1, scale, np.float32), offset.astype(np.float32).reshape(1, -1)
-        for i in range(len(images)):
-            one = slice(i, i + 1)
-            answer, used = step(run.params, run.batch_stats, images[one], numbers[one], *of_one)
+        for image, number in zip(images, numbers, strict=True):
+            answer, used = step(*_inputs(run, image, int(number), scale))
             answers.append(np.asarray(answer))
             gates.append(np.asarray(used))
     shares = flops_per_sample(full, np.concatenate(gates)) / (2.0 * full.cost.full_macs)
     return Shown(
-        tuple(map(int, samples)), grid, images, labels,
+        tuple(numbers.tolist()), grid, images, labels,
         np.concatenate(answers).reshape(len(grid), *labels.shape), shares.reshape(len(grid), -1),
         split.class_names,
     )  # fmt: skip
 
 
+def answer(run: Run, image: np.ndarray, scale: float = 1.0) -> Int[np.ndarray, "h w"]:
+    """The class of each pixel of an image that is in no dataset, as the network says at one S.
+
+    The image is scaled as evaluation does, into `data.eval_size`; the answer is scaled back.
+
+    Args:
+      run: of a network for dense prediction.
+      image: uint8 [h, w, 3] of any size, in RGB, as of
+        `np.asarray(PIL.Image.open(path).convert("RGB"))`.
+      scale: S.
+
+    Raises:
+      UserError: the network says a class for the image, or the image is not of that form.
+    """
+    _check_kind(run)
+    (scale,) = check_scales((scale,))
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise UserError(
+            f"The image is {image.dtype} of shape {image.shape}; expected uint8 of [height, width, "
+            "3], RGB of 0 to 255."
+        )
+    data = run.config.data
+    seen, window = LabelMaps(tuple(data.eval_size), data.num_classes).whole(image)
+    said = np.asarray(_step_of(run)(*_inputs(run, seen, 0, scale))[0])[0]
+    there = Image.fromarray(said[: window.height, : window.width].astype(np.uint8))
+    return np.asarray(there.resize(image.shape[1::-1], Image.Resampling.NEAREST)).astype(np.int32)
+
+
+def _check_kind(run: Run) -> None:
+    if labels_of(run.arch) != "map":
+        raise UserError(
+            f"The {run.arch.describe()} says one class for an image, and no map: look at "
+            "run.plot_samples."
+        )
+
+
+def _inputs(run: Run, image: UInt8[np.ndarray, "h w 3"], number: int, scale: float) -> Any:
+    """What `_step_of` takes, of one image at one S."""
+    offset = np.zeros(1) if run.offset is None else np.asarray(run.offset(scale))
+    return (
+        run.params, run.batch_stats, image[None], np.full(1, number, np.int32),
+        np.full(1, scale, np.float32), offset.astype(np.float32).reshape(1, -1),
+    )  # fmt: skip
+
+
 def _step_of(run: Run) -> Any:
     """f(params, batch_stats, images, numbers, S, offset) -> each pixel's class, and the gates."""
-    arch, build = network_of(run.config)
+    return _compiled(config_lib.to_json(run.config), run.meta.phase)
+
+
+@functools.lru_cache(maxsize=2)
+def _compiled(config_json: str, phase: str) -> Any:
+    """`_step_of` a run of this config, compiled once for all images."""
+    config = config_lib.from_json(config_json)
+    arch, build = config_lib.network(config)
     graph, task = network.graph(arch, build), network.task(arch)
-    mode = choose(arch, Mode(execution="auto" if skips(run.config, run.meta.phase) else "dense"), 1)
+    mode = choose(arch, Mode(execution="auto" if config_lib.skips(config, phase) else "dense"), 1)
 
     def step(
         params: Any, batch_stats: Any, images: Any, numbers: Any, scale: Any, offset: Any
     ) -> Any:
-        pixels = augment.normalize(images, *augment.normalization(run.config.data.name))
-        inputs = gate_inputs(run.config, run.meta.phase, scale, numbers, offset)
+        pixels = augment.normalize(images, *augment.normalization(config.data.name))
+        inputs = gate_inputs(config, phase, scale, numbers, offset)
         output, _ = network.apply(graph, params, batch_stats, pixels, inputs, mode)
         return task.answer(output.prediction), output.gates
 
-    return step
+    return jax.jit(step)
 
 
-def plot(shown: Shown, width: float = 10.2) -> Figure:
+def plot(shown: Shown, width: float = 10.2, notes: Sequence[str] = ()) -> Figure:
     """A row for each image: itself, its truth, and for each S the answer above where it is wrong.
 
-    Black pixels are ignored; in the lower pictures red ones are wrong and dark grey ones are not
-    counted. Under each answer stands its share of FLOPs and of right pixels.
+    Black pixels are ignored; in the lower pictures red ones are wrong and grey ones are not
+    counted. Above each answer stands its share of FLOPs, below it that of right pixels.
+
+    Args:
+      shown: of `predict`.
+      width: in inches.
+      notes: of each image, to be written below its truth; none by default.
     """
     columns, (n, h, w) = 2 + len(shown.scales), shown.labels.shape
     cell = width / columns
@@ -151,8 +206,13 @@ def plot(shown: Shown, width: float = 10.2) -> Figure:
             top[2 + k].set_title(title, fontsize=7)
             below[2 + k].imshow(wrong(shown.labels[i], answer), interpolation="nearest")
             below[2 + k].set_title(f"{100 * shown.right[k, i]:.1f} % right", fontsize=7)
-        if i == 0 and shown.class_names:
-            _legend(below[0], shown.class_names, colours)
+        if notes:
+            below[1].text(
+                0.0, 0.98, textwrap.fill(notes[i], 26), transform=below[1].transAxes, va="top",
+                fontsize=7,
+            )  # fmt: skip
+        if i == 0:
+            _legend(below[0], shown.class_names or list(map(str, range(len(colours)))), colours)
     return figure
 
 
@@ -189,8 +249,16 @@ def _legend(axes: Any, names: Sequence[str], colours: Float[np.ndarray, "K 3"]) 
     )  # fmt: skip
 
 
-def by_class(evaluation: Evaluation) -> pd.DataFrame:
-    """Each class's intersection over union in percent (columns) at each S (rows)."""
-    assert evaluation.counts is not None
-    rows = [of_classes(counts.sum(axis=0)) for counts in evaluation.counts]
-    return pd.DataFrame(rows, index=pd.Index(evaluation.scales, name="scale"))
+def by_class(evaluation: Evaluation, class_names: Sequence[str] = ()) -> pd.DataFrame:
+    """Each class's intersection over union in percent (rows) at each S (columns).
+
+    Rows are called as `class_names` says, as `run.split().class_names`, or have their numbers.
+    """
+    if evaluation.counts is None:
+        raise UserError("The evaluation is of one class for an image: look at its top-1.")
+    columns = {
+        scale: of_classes(counts.sum(axis=0))
+        for scale, counts in zip(evaluation.scales, evaluation.counts, strict=True)
+    }
+    table = pd.DataFrame(columns, index=list(class_names) or None)
+    return table.rename_axis(index="class", columns="scale")

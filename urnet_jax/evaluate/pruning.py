@@ -10,7 +10,7 @@ from urnet_jax.errors import UserError
 from urnet_jax.evaluate import calibration, inspection
 from urnet_jax.evaluate.evaluation import check_scales, evaluate
 from urnet_jax.evaluate.image_part import DECIDES
-from urnet_jax.evaluate.run import Run
+from urnet_jax.evaluate.run import Run, check_gates
 from urnet_jax.nets.channels.architecture import ChannelGated
 from urnet_jax.nets.cost import macs_per_sample
 from urnet_jax.runs import pretrained
@@ -50,6 +50,7 @@ def prune_workdir(
     check_output(output)
     (scale,) = check_scales((scale,))
     run = inspection.load(workdir, which, data_dir)
+    check_gates(run, workdir)
     arch = _channel_gated(run, workdir, scale)
     seen, unseen = calibration.halves(run, images)
     used = run.evaluate((scale,), seen).gates[0].any(axis=0)

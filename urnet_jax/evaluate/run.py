@@ -191,16 +191,10 @@ def load(
       calibrated: uses the checkpoint's calibration, if it has one.
 
     Raises:
-      UserError: the workdir holds no such checkpoint, the network has no trained gates, or its
-        blocks are dropped at random.
+      UserError: the workdir holds no such checkpoint, the network says a class for the whole image
+        and has no trained gates, or its blocks are dropped at random.
     """
     meta, params, batch_stats = load_network(workdir, which)
-    if not (architecture(meta.config).gated and PHASES[meta.phase].own_gates):
-        kind = "of phase pretrain" if architecture(meta.config).gated else "of a plain network"
-        raise UserError(
-            f"The checkpoint of step {meta.step} in {workdir} is {kind}, which has no trained "
-            "gates to look into: name the workdir of a run that has reached phase gates."
-        )
     if meta.config.gate.random_drop != "never":
         raise UserError(
             f"In {workdir} chance decides which blocks of the network run (gate.random_drop) and "
@@ -209,4 +203,18 @@ def load(
     if data_dir:
         meta.config.data.dir = data_dir
     held = calibration.read(workdir, meta.step) if calibrated else None
-    return Run(meta, params, batch_stats, held)
+    run = Run(meta, params, batch_stats, held)
+    if labels_of(run.arch) != "map":  # Of which there is more to see than gates.
+        check_gates(run, workdir)
+    return run
+
+
+def check_gates(run: Run, workdir: epath.PathLike) -> None:
+    """Raises a UserError where a run's network has no trained gates."""
+    arch, meta = run.arch, run.meta
+    if not (arch.gated and PHASES[meta.phase].own_gates):
+        kind = "of phase pretrain" if arch.gated else "of a plain network"
+        raise UserError(
+            f"The checkpoint of step {meta.step} in {workdir} is {kind}, which has no trained "
+            "gates to look into: name the workdir of a run that has trained some."
+        )

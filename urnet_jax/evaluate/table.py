@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from rich import box
 from rich.console import Console
@@ -14,13 +15,14 @@ STRAYS = 0.10
 """Distance of usage from S, as a share, that people are told of."""
 
 
-def strays(summary: pd.DataFrame, of: str, *, calibrated: bool = False) -> str:
+def strays(summary: pd.DataFrame, of: str, *, calibrated: bool = False, least: float = 0.0) -> str:
     """What to say of the S at which usage is far from S; empty if there is none.
 
     Args:
       summary: of `evaluation.summarize`, of a network that heeds S.
       of: what S is a share of, `blocks` or `flops`.
       calibrated: whether it is, so that there is nothing better to advise.
+      least: the share of FLOPs that always runs.
     """
     used = summary["flops_share" if of == "flops" else "usage_mean"]
     far = (used - summary["scale"]).abs() > STRAYS
@@ -34,6 +36,8 @@ def strays(summary: pd.DataFrame, of: str, *, calibrated: bool = False) -> str:
         if calibrated
         else "`urnet calibrate` makes S the share of FLOPs; longer training may bring usage nearer."
     )
+    if of == "flops" and bool(np.all(summary["scale"][far] < least)):
+        advice = f"{100 * least:.0f} % always runs: no smaller S can be met."
     return (
         f"Mind: the share of {what} that is used is more than {100 * STRAYS:.0f} points from S: "
         f"{named}. {advice}"

@@ -158,6 +158,11 @@ def flops_per_sample(
     return 2 * macs_per_sample(arch, gates)
 
 
+def least_share(arch: Any) -> float:
+    """The share of a network's FLOPs that every image pays, whatever its gates do."""
+    return float(arch.cost.macs(np.zeros((1, arch.num_gates)))[0]) / arch.cost.full_macs
+
+
 def gate_overhead(arch: Any) -> float:
     """The gates' multiply-adds as a share of the same network without gates; 0 if it has none."""
     gates = arch.cost.gate_macs

@@ -130,9 +130,11 @@ def check(
     if missing or unknown:
         said = [f"lacks {listed(missing)}"] if missing else []
         said += [f"holds {listed(unknown)}, unknown to that network"] if unknown else []
+        of_head = all(convention.is_head(convention.known(name)) for name in [*missing, *unknown])
         raise UserError(
             f"{source} is not a whole {described}: it {' and '.join(said)}; name a checkpoint of "
-            "that network and nothing else."
+            "that network and nothing else"
+            + (", or set init.head to 'new', for they are heads." if of_head else ".")
         )
     used = {names[name]: places[name] for name in sorted(places.keys() & names.keys())}
     _check_numbers(tensors, used, source)

@@ -18,6 +18,7 @@ from urnet_jax.errors import Stopped, UserError, writable
 from urnet_jax.evaluate import evaluation, table
 from urnet_jax.evaluate.step import EvalStep, make_eval_step
 from urnet_jax.nets import network
+from urnet_jax.nets.cost import least_share
 from urnet_jax.nets.tasks import measure_of
 from urnet_jax.phases import PHASES
 from urnet_jax.runs import writers
@@ -262,7 +263,8 @@ def report(run: Run, phase: str, step: int, summary: pd.DataFrame, *, is_last: b
         title = f"After phase {phase}, step {step}, test split"
         table.print_table(summary, title, getattr(arch, "gate_noun", "blocks"))
         heeds = arch.gated and config_lib.heeds_scale(run.config, phase)
-        if heeds and (mind := table.strays(summary, run.config.scale.of)):
+        least = least_share(config_lib.evaluated(run.config))
+        if heeds and (mind := table.strays(summary, run.config.scale.of, least=least)):
             print(mind)
         return
     usage = "flops_share" if run.config.scale.of == "flops" else "usage_mean"

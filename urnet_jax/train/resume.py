@@ -172,7 +172,7 @@ def check_init_from(config: Config, phase: str) -> None:
             f"{phase}.init_from is {source}, which holds no checkpoint; name the workdir of a run."
         )
     asked, held = config_lib.architecture(config), config_lib.architecture(meta.config)
-    ignored = {"gated"}
+    ignored = {"gated", "image_size"}  # No weight depends on the size of the images.
     if not (asked.gated and held.gated) or gates_are_untrained(meta):
         ignored |= {"gate_network", "gate_reduction", "gate_prior", "gate_norm"}
     if differing := _differences(asked, held, ignored):

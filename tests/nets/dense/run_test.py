@@ -18,36 +18,13 @@ from urnet_jax import config as config_lib
 from urnet_jax.errors import UserError
 from urnet_jax.evaluate import calibration, inspection, job, maps, pruning
 from urnet_jax.evaluate.evaluation import evaluate, summarize
-from urnet_jax.evaluate.page import maps as maps_page
 from urnet_jax.nets import network
 from urnet_jax.nets.architecture import Architecture
 from urnet_jax.nets.contract import GateInputs
 from urnet_jax.runs import export, pretrained, torch_files, writers
 from urnet_jax.runs.load import load_network
 from urnet_jax.serve import profiling
-from urnet_jax.train import loop
 from urnet_jax.train.objective import Along, make_loss
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("cells")
-    label_maps.build(folder, "cells", {"train": label_maps.files(12), "test": label_maps.files(7)})
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def blocks(data_dir, tmp_path_factory) -> Any:
-    workdir = tmp_path_factory.mktemp("dense") / "run"
-    loop.train_and_evaluate(dense_config(data_dir), workdir)
-    return workdir
-
-
-@pytest.fixture(scope="module")
-def both(data_dir, tmp_path_factory) -> Any:
-    workdir = tmp_path_factory.mktemp("dense") / "both"
-    loop.train_and_evaluate(dense_config(data_dir, "camvid_resnet18_bas:both"), workdir)
-    return workdir
 
 
 @pytest.mark.parametrize("kind", ["blocks", "both"])
@@ -182,15 +159,23 @@ def test_what_is_exported_is_taken_back(kind, request, tmp_path):
     )
 
 
+def test_it_begins_with_a_run_that_saw_other_sizes(blocks, data_dir, tmp_path):
+    fields = {"joint.init_from": str(blocks), "joint.epochs": 0.4, "data.image_size": 48}
+    fields |= {"data.eval_size": (48, 64), "joint.warmup_epochs": 0.0}
+    loop.train_and_evaluate(dense_config(data_dir, **fields), tmp_path)
+    assert load_network(tmp_path).meta.config.data.image_size == 48
+
+
 def test_it_begins_with_the_weights_of_a_network_for_classes(data_dir, tmp_path):
     from helpers.pretrained_networks import exported
 
-    plain = Architecture("imagenet", 18, 5, 32, width=8, shortcut="B", gated=False)
     file = tmp_path / "resnet18.safetensors"
-    torch_files.write_state_dict(exported(plain), file)
     config = dense_config(data_dir, **{"init.from": str(file)})
-    with pytest.raises(UserError, match="num_classes 24, not 5.*set init.head to 'new'"):
-        pretrained.initial_variables(config)
+    for classes, said in ((24, "is not a whole plain"), (5, "num_classes 24, not 5")):
+        plain = Architecture("imagenet", 18, classes, 32, width=8, shortcut="B", gated=False)
+        torch_files.write_state_dict(exported(plain), file)
+        with pytest.raises(UserError, match=f"{said}.* set init.head to 'new'"):
+            pretrained.initial_variables(config)
     config.init.head = "new"
     params, _ = pretrained.initial_variables(config)
     np.testing.assert_array_equal(
@@ -217,33 +202,6 @@ def test_what_contradicts_itself_is_one_sentence(data_dir, fields, sentence):
         config_lib.validate(config)
 
 
-def test_what_has_no_class_is_not_looked_at_as_if_it_had(blocks):
-    run = inspection.load(blocks)
-    gates = run.gates((0.5,))
-    for refused in (inspection.usage_by_class, inspection.right_and_wrong):
-        with pytest.raises(UserError, match="have a class for each pixel, and none of their own"):
-            refused(gates)
-    with pytest.raises(UserError, match="look at its images with evaluate.maps.plot"):
-        run.plot_samples(inspection.samples(gates))
-
-
-def test_images_are_shown_for_what_they_are_first_in(blocks):
-    found = inspection.load(blocks).evaluate((0.5, 1.0))
-    right = np.array([[0.2, 0.9, 0.5], [0.6, 0.9, 0.5]])
-    few = dataclasses.replace(
-        found, index=found.index[:3], correct=right, flops=np.array([[1.0, 2, 3], [3, 3, 3]])
-    )
-    assert maps_page.chosen_samples(few) == {
-        1: ["most pixels right"],
-        0: ["fewest pixels right", "loses most by a smaller S", "costs least"],
-        2: ["costs most"],
-    }
-    one = dataclasses.replace(few, scales=(1.0,), correct=right[1:], flops=few.flops[1:])
-    assert maps_page.chosen_samples(one) == {
-        1: ["most pixels right"], 2: ["fewest pixels right"],
-    }  # fmt: skip
-
-
 def test_channels_that_no_image_uses_are_cut(both, tmp_path, capsys):
     pruning.prune_workdir(both, tmp_path / "small.safetensors", 0.5, images=6)
     printed = " ".join(capsys.readouterr().out.split())
@@ -265,12 +223,6 @@ def test_a_heads_file_without_the_auxiliary_one_is_whole(blocks, tmp_path):
         np.testing.assert_array_equal(found["conv1"]["kernel"], params["conv1"]["kernel"])
     with pytest.raises(UserError, match="--names is 'huggingface', whose ResNets say one class"):
         pretrained.export_state_dict(params, stats, arch, "huggingface")
-
-
-def test_only_maps_are_drawn_as_maps(finished):
-    run = inspection.load(finished)
-    with pytest.raises(UserError, match="says one class for an image, and no map"):
-        maps.predict(run, (1.0,), (0,))
 
 
 @pytest.mark.parametrize(

@@ -23,11 +23,10 @@ def sections(run: Run, split: Split, evaluation: Evaluation) -> list[Section]:
 
 
 def _classes(split: Split, evaluation: Evaluation) -> Section:
-    table = maps.by_class(evaluation)
-    names = split.class_names or [f"class {n}" for n in table.columns]
+    table = maps.by_class(evaluation, split.class_names)
     rows = [
-        (name, *("–" if np.isnan(value) else f"{value:.1f}" for value in table[n]))
-        for n, name in zip(table.columns, names, strict=True)
+        (str(name), *("–" if np.isnan(value) else f"{value:.1f}" for value in values))
+        for name, values in zip(table.index, table.to_numpy(), strict=True)
     ]
     columns = ("Class", *(f"S = {scale:g}" for scale in evaluation.scales))
     about = Paragraph(
@@ -44,11 +43,11 @@ def _pictures(run: Run, split: Split, evaluation: Evaluation) -> Section:
     scales = spread(evaluation.scales, _MOST_SCALES)
     samples = [int(evaluation.index[row]) for row in chosen]
     shown = maps.predict(run, scales, samples, split)
-    why = "; ".join(f"#{evaluation.index[row]}: {', '.join(of)}" for row, of in chosen.items())
     plot = Plot(
-        maps.plot(shown, _WIDTH),
+        maps.plot(shown, _WIDTH, [", ".join(reasons) for reasons in chosen.values()]),
         "For each image itself, its truth and what the network says, and below that red where it "
-        f"is wrong; black and dark grey pixels are not counted. {why}.",
+        "is wrong; black and grey pixels are not counted. Beside that, why the image is shown: "
+        "most and fewest pixels right, least and most FLOPs are of the mean over S.",
         f"Pictures of {len(chosen)} images, each with its truth and the network's answers at S = "
         f"{', '.join(f'{scale:g}' for scale in scales)}.",
     )
