@@ -202,7 +202,7 @@ def test_a_wrong_folder_is_one_sentence_before_anything_is_written(case, folder,
     ("name", "arguments", "sentence"),
     [
         ("my-maps", KNOWN, "--name is 'my-maps'; expected small letters, digits and underscores"),
-        ("cifar10", KNOWN, "--name is 'cifar10', which is a dataset of TFDS; choose another."),
+        ("cifar10", KNOWN, "--name is 'cifar10', which is a known dataset; choose another."),
         ("mine", {}, "--num_classes is missing; say how many classes the maps have, as 11."),
         ("mine", {"num_classes": 3, "class_names": ("a", "b")}, "--num_classes is 3, and --class_"),
         ("mine", {"class_names": ("a", "a")}, "--class_names has one name twice"),

@@ -97,7 +97,7 @@ def _check_name(name: str, data_dir: str | pathlib.Path) -> None:
             f"--name is {name!r}; expected small letters, digits and underscores, as camvid."
         )
     if name in DATASETS:
-        raise UserError(f"--name is {name!r}, which is a dataset of TFDS; choose another.")
+        raise UserError(f"--name is {name!r}, which is a known dataset; choose another.")
     there = pathlib.Path(data_dir) / name
     # TFDS takes an empty folder of that version as prepared too.
     if (there / _VERSION).exists() or any(there.glob("*/dataset_info.json")):
