@@ -13,8 +13,8 @@ S, and writes curve.csv, a table and a plot.
 --plain_epochs  of its plain network first (default: 12; 0 with --weights_dir); then
 --gated_epochs  with gates, by the recipe of configs/cifar10_resnet20.py (default: 12); the static
                 networks are trained for the sum of both
---rows          static, gated, ablation (each ingredient left out), separated by commas; default:
-                static,gated
+--rows          static, gated, ablation (each ingredient left out, and what the recipe does not have
+                added), separated by commas; default: static,gated
 --seeds         separated by commas; default: 0
 --workdir       the folder of the runs (default: runs/curve); a run that was made with other
                 settings is refused
@@ -144,8 +144,8 @@ def _asked(values: flags.FlagValues, seed: int) -> dict[str, dict[str, Any]]:
     if "gated" in rows:
         asked["resizable"] = _gated(values, seed, {})
     if "ablation" in rows:
-        for name, fields in curve_rows.WITHOUT.items():
-            asked[f"without {name}"] = _gated(values, seed, fields)
+        for name, fields in curve_rows.CHANGED.items():
+            asked[name] = _gated(values, seed, fields)
     return asked
 
 

@@ -30,8 +30,22 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "noise": {"gate.noise": False},
     "norm": {"model.gate_norm": False},
     "labels": {"distill.cross_entropy": 0.0},
+    "softened answers": {"distill.temperature": 1.0},
+    "jitter": {"scale.jitter": 0.0},
+    # The prior is of FLOPs: to be compared with the row without a prior.
+    "prior and FLOPs": {
+        "model.gate_prior": 0.0, "model.gate_bias": 0.5, "scale.guard": 0.0, "scale.of": "blocks",
+    },
 }  # fmt: skip
 """Ingredients of the recipe by name, and the fields that leave one out."""
+
+WITH: dict[str, dict[str, Any]] = {"averaged weights": {"joint.ema_decay": 0.999}}
+"""What the recipe does not have, by name, and the fields that add it."""
+
+CHANGED = {f"without {name}": fields for name, fields in WITHOUT.items()} | {
+    f"with {name}": fields for name, fields in WITH.items()
+}
+"""The rows of the ablation."""
 
 
 def depths(base: str) -> tuple[int, ...]:

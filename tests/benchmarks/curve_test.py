@@ -100,14 +100,14 @@ def test_what_cannot_be_trained_is_one_sentence(flags, sentence):
 def test_every_network_of_the_comparison_is_a_valid_config():
     values = curve.parse(["curve.py", "--data=digits", "--rows=static,gated,ablation"])
     asked = curve._asked(values, 3)
-    assert len(asked) == 3 + 1 + len(curve_rows.WITHOUT)
+    assert len(asked) == 3 + 1 + len(curve_rows.CHANGED)
     settings = {name: trained.settings_of("cifar10_resnet20", f) for name, f in asked.items()}
     assert {held["seed"] for held in settings.values()} == {3}
     whole = settings["resizable"]
-    # Each leaves out what it says and nothing else.
-    for name, fields in curve_rows.WITHOUT.items():
-        without = settings[f"without {name}"]
-        assert {field for field in whole if without[field] != whole[field]} == set(fields)
+    # Each leaves out, or adds, what it says and nothing else.
+    for name, fields in curve_rows.CHANGED.items():
+        changed = settings[name]
+        assert {field for field in whole if changed[field] != whole[field]} == set(fields)
     # Each network is trained for as many epochs.
     for name, of_one in settings.items():
         own = of_one["pretrain.epochs"] + of_one["joint.epochs"]
