@@ -96,12 +96,13 @@ def plot(rows: Any, title: str) -> Figure:
                 str(name).removeprefix("static "), (100 * point["flops_share"], point["top1"]),
                 textcoords="offset points", xytext=(0, 6), fontsize=7, color="0.35", ha="center",
             )  # fmt: skip
-    for name, of_one in rows[rows["S"].notna()].groupby("network", sort=False):
+    for n, (name, of_one) in enumerate(rows[rows["S"].notna()].groupby("network", sort=False)):
         line = of_one.groupby("S")[["flops_share", "top1"]].mean()
         main = name == "resizable"
         axes.plot(
             100 * line["flops_share"], line["top1"], marker="o", ms=4 if main else 3,
             lw=1.8 if main else 0.9, label=name, zorder=3 if main else 2,
+            ls="-" if n < 10 else ":",  # After ten lines colours are those of the first.
         )  # fmt: skip
         if of_one["seed"].nunique() > 1:
             axes.scatter(100 * of_one["flops_share"], of_one["top1"], s=6, zorder=3)

@@ -170,11 +170,11 @@ WRONG = {
     ),
     "no labels": (
         without_labels,
-        "No pixel of the 3 label maps of the split 'validation' has a class, as of {0}/val/labels/",
+        "No pixel of the split 'validation' has a class in its label map, the first of them",
     ),
     "no folder of maps": (
         remove("val", "labels"),
-        "The folder {0}/val/labels is not there; add it, or remove {0}/val.",
+        "The folder {0}/val/labels is not there; add it.",
     ),
     "half an image": (
         replace("images", "test", label_maps.files(1)[0][0][:-40]),
@@ -222,7 +222,7 @@ def test_it_says_which_label_was_ignored_when_it_was_prepared(folder, tmp_path):
         open_split(data, "train")
     assert str(caught.value) == (
         f"{made.folder} was prepared for the ignored label 200, and data.ignored_label is 255: set "
-        "it to 200."
+        "it to 200, or prepare the dataset again."
     )
 
 

@@ -71,6 +71,7 @@ def test_an_evaluation_that_fails_loses_no_training(tiny, tmp_path):
     loop.train_and_evaluate(config, workdir)
     assert trained() == before and len(before) == 2
     assert [line["step"] for line in writers.read(workdir) if line["kind"] == "eval"][-1] == 2
+    assert checkpoint.read_meta(workdir, 2).top1_percent is not None
 
 
 def test_another_dataset_is_refused(finished, tiny):

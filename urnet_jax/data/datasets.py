@@ -38,7 +38,7 @@ DATASETS = {
 """The datasets that are known by name; under any other name, users bring their own."""
 
 
-IGNORED = "ignored_label"
+IGNORED = "urnet_ignored_label"
 """Under which name a prepared dataset says what `data.ignored_label` its maps were checked for."""
 
 
@@ -126,7 +126,6 @@ def _check_maps(data: Any) -> None:
             f"data.eval_size is {data.eval_size}; with data.labels 'map' expected height and width "
             "in pixels, as (360, 480), at which whole images are evaluated."
         )
-    check_ignored(data.num_classes, data.ignored_label, "data.")
 
 
 def check_ignored(num_classes: int, ignored_label: int, prefix: str) -> None:

@@ -130,7 +130,7 @@ def _by_stem(
     """Those of a folder's files that are images, by their names without suffix and `end`."""
     found: dict[str, pathlib.Path] = {}
     if not folder.is_dir():
-        raise UserError(f"The folder {folder} is not there; add it, or remove {folder.parent}.")
+        raise UserError(f"The folder {folder} is not there; add it.")
     for path in sorted(paths):
         if path.suffix.lower() not in _SUFFIXES or path.name.startswith("."):
             continue

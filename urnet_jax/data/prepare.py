@@ -1,8 +1,10 @@
 """A prepared dataset, as TFDS has it, from a folder of images and label maps."""
 
 import collections
+import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import io
 import pathlib
 import re
@@ -133,38 +135,35 @@ def _check_files(found: pairs.Folder, num_classes: int, ignored_label: int) -> t
     """Looks through all pairs; height and width of most images that are tested on."""
     sizes: dict[str, collections.Counter[tuple[int, int]]] = {}
     checked = LabelMaps((1, 1), num_classes, ignored_label)
-    with _bar("check", found) as bar:
+    with _bar("check", found) as bar, concurrent.futures.ThreadPoolExecutor() as pool:
         for split, files in found.splits.items():
             sizes[split], counted = collections.Counter(), False
-            for pair in files:
-                labels = _checked(pair, checked)
-                sizes[split][labels.height, labels.width] += 1
-                classes = list(pairs.CITYSCAPES_TRAIN_IDS) if pair.label_ids else range(num_classes)
-                counted |= any(labels.histogram()[n] for n in classes)
+            for size, has_class in pool.map(functools.partial(_checked, checked), files):
+                sizes[split][size] += 1
+                counted |= has_class
                 bar.update()
             if not counted:
                 raise UserError(
-                    f"No pixel of the {len(files)} label maps of the split {split!r} has a class, "
-                    f"as of {files[0].label_map}: correct the maps or --ignored_label, or remove "
-                    "the split."
+                    f"No pixel of the split {split!r} has a class in its label map, the first of "
+                    f"them {files[0].label_map}: correct the maps, or --ignored_label."
                 )
     tested = sizes["test" if "test" in sizes else "validation"]
     return tested.most_common(1)[0][0]
 
 
-def _checked(pair: Pair, checked: LabelMaps) -> Image.Image:
-    """The map of a pair, found to be right."""
+def _checked(checked: LabelMaps, pair: Pair) -> tuple[tuple[int, int], bool]:
+    """Height and width of a pair, found to be right, and whether a pixel of it has a class."""
     # Every label id is known: one without a train id is ignored.
     maps = LabelMaps((1, 1), 256) if pair.label_ids else checked
+    classes = pairs.CITYSCAPES_TRAIN_IDS if pair.label_ids else range(checked.num_classes)
     try:
-        with decode.decoding(), Image.open(pair.image) as image:
-            size = image.size
-            image.load()
-        return maps.opened(size, _read(pair.label_map))
+        height, width, _ = decode.decode_full(_read(pair.image)).shape
+        counts = maps.opened((width, height), _read(pair.label_map)).histogram()
     except BadImageError as error:
         raise UserError(f"{pair.image} cannot be decoded ({error}): mend or remove it.") from error
     except BadMapError as error:
         raise UserError(f"{pair.image} {error}: {error.remedy} {pair.label_map}.") from error
+    return (height, width), any(counts[label] for label in classes)
 
 
 def _read(path: pathlib.Path) -> bytes:

@@ -140,7 +140,8 @@ def _open_tfds(data: Any, split: str) -> Any:
 
     try:
         builder: Any = tfds.builder_from_directory(folder)
-    except (RuntimeError, OSError, ValueError) as error:
+        known = dict(builder.info.metadata or {})
+    except (RuntimeError, OSError, ValueError, TypeError) as error:
         raise UserError(f"{folder} cannot be read ({error}): prepare the dataset again.") from error
     features = builder.info.features
     maps = data.labels == "map"
@@ -162,20 +163,19 @@ def _open_tfds(data: Any, split: str) -> Any:
         remedy = _remedy(data.name) if known else f"set data.num_classes to {found}."
         raise UserError(f"{folder} has {found} classes, not {expected}: {remedy}")
     if maps:
-        _check_ignored(folder, builder.info.metadata or {}, data.ignored_label)
+        _check_ignored(folder, known.get(datasets.IGNORED, -1), data.ignored_label)
     encoded = ("image", "label") if maps else ("image",)
     return builder.as_data_source(
         split=stored, decoders={name: tfds.decode.SkipDecoding() for name in encoded}
     )
 
 
-def _check_ignored(folder: epath.Path, known: Any, ignored_label: int) -> None:
-    """Refuses another ignored label than the dataset was prepared for, where it says so."""
-    prepared = known.get(datasets.IGNORED, ignored_label)
-    if prepared != ignored_label:
+def _check_ignored(folder: epath.Path, prepared: int, ignored_label: int) -> None:
+    """Refuses another ignored label than the maps were checked for; with -1 they have none."""
+    if prepared not in (-1, ignored_label):
         raise UserError(
             f"{folder} was prepared for the ignored label {prepared}, and data.ignored_label is "
-            f"{ignored_label}: set it to {prepared}."
+            f"{ignored_label}: set it to {prepared}, or prepare the dataset again."
         )
 
 

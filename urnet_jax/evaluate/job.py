@@ -146,8 +146,8 @@ def _show(summary: pd.DataFrame, run: Run, split: Split, about: Mapping[str, Any
     print_table(summary, title, getattr(run.arch, "gate_noun", "blocks"))
     left_out = split.num_examples - int(summary["examples"].iloc[0])
     if left_out and split.maps:
-        print(f"Mind: left out of all numbers: {left_out} of {split.num_examples} images, in which "
-              "no pixel has a label, or which cannot be decoded.")  # fmt: skip
+        print(f"Mind: {left_out} of {split.num_examples} images are left out: none of their pixels "
+              "has a label, or they cannot be decoded.")  # fmt: skip
     if run.has_trained_gates and config_lib.heeds_scale(run.config):
         of = "flops" if calibrated else run.config.scale.of
         outside = run.calibration.outside(summary["scale"]) if run.calibration else []

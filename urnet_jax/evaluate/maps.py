@@ -35,6 +35,7 @@ from urnet_jax.nets.labels import labels_of
 from urnet_jax.nets.mode import Mode
 from urnet_jax.nets.tasks import of_classes
 
+_MOST_IN_LEGEND = 40  # classes: more have no room there
 _IGNORED = (0.0, 0.0, 0.0)
 _RIGHT, _WRONG, _UNCOUNTED = (0.93, 0.93, 0.93), (0.79, 0.16, 0.12), (0.6, 0.6, 0.6)
 
@@ -92,8 +93,8 @@ def predict(
     step, full, answers, gates = _step_of(run), config_lib.evaluated(run.config), [], []
     for scale in grid:
         for image, number in zip(images, numbers, strict=True):
-            answer, used = step(*_inputs(run, image, int(number), scale))
-            answers.append(np.asarray(answer))
+            said, used = step(*_inputs(run, image, int(number), scale))
+            answers.append(np.asarray(said))
             gates.append(np.asarray(used))
     shares = flops_per_sample(full, np.concatenate(gates)) / (2.0 * full.cost.full_macs)
     return Shown(
@@ -200,18 +201,17 @@ def plot(shown: Shown, width: float = 10.2, notes: Sequence[str] = ()) -> Figure
         top[1].imshow(coloured(shown.labels[i], colours), interpolation="nearest")
         top[1].set_title("truth", fontsize=7)
         for k, scale in enumerate(shown.scales):
-            answer, share = shown.answers[k, i], shown.flops_shares[k, i]
-            top[2 + k].imshow(coloured(answer, colours), interpolation="nearest")
+            said, share = shown.answers[k, i], shown.flops_shares[k, i]
+            top[2 + k].imshow(coloured(said, colours), interpolation="nearest")
             title = f"S = {scale:g}: {100 * share:.0f} % of FLOPs"
             top[2 + k].set_title(title, fontsize=7)
-            below[2 + k].imshow(wrong(shown.labels[i], answer), interpolation="nearest")
+            below[2 + k].imshow(wrong(shown.labels[i], said), interpolation="nearest")
             below[2 + k].set_title(f"{100 * shown.right[k, i]:.1f} % right", fontsize=7)
         if notes:
-            below[1].text(
-                0.0, 0.98, textwrap.fill(notes[i], 26), transform=below[1].transAxes, va="top",
-                fontsize=7,
-            )  # fmt: skip
-        if i == 0:
+            text = textwrap.fill(notes[i], 26)
+            note = below[1].text(0, 0.98, text, transform=below[1].transAxes, va="top", fontsize=7)
+            note.set_in_layout(False)
+        if i == 0 and len(colours) <= _MOST_IN_LEGEND:
             _legend(below[0], shown.class_names or list(map(str, range(len(colours)))), colours)
     return figure
 
@@ -233,7 +233,7 @@ def coloured(
 def wrong(
     label: Int[np.ndarray, "h w"], answer: Int[np.ndarray, "h w"]
 ) -> Float[np.ndarray, "h w 3"]:
-    """Where an answer is wrong: red; light grey where it is right, dark where nothing counts."""
+    """Where an answer is wrong: red; light grey where it is right, grey where nothing counts."""
     picture = np.where((label == answer)[..., None], _RIGHT, _WRONG)
     return np.where((label < 0)[..., None], _UNCOUNTED, picture)
 
@@ -243,10 +243,11 @@ def _legend(axes: Any, names: Sequence[str], colours: Float[np.ndarray, "K 3"]) 
         axes.scatter([], [], marker="s", s=18, color=colour, label=name)
         for name, colour in zip(names, colours, strict=False)
     ]
-    axes.legend(
+    legend = axes.legend(
         handles=marks, loc="upper left", ncols=2, fontsize=5.5, frameon=False, borderpad=0,
         handletextpad=0.2, columnspacing=0.6,
     )  # fmt: skip
+    legend.set_in_layout(False)
 
 
 def by_class(evaluation: Evaluation, class_names: Sequence[str] = ()) -> pd.DataFrame:
@@ -256,6 +257,11 @@ def by_class(evaluation: Evaluation, class_names: Sequence[str] = ()) -> pd.Data
     """
     if evaluation.counts is None:
         raise UserError("The evaluation is of one class for an image: look at its top-1.")
+    if class_names and len(class_names) != len(evaluation.counts[0, 0]):
+        raise UserError(
+            f"class_names are {len(class_names)}, and the network has "
+            f"{len(evaluation.counts[0, 0])} classes: name each once, or none."
+        )
     columns = {
         scale: of_classes(counts.sum(axis=0))
         for scale, counts in zip(evaluation.scales, evaluation.counts, strict=True)

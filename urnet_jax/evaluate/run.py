@@ -12,7 +12,7 @@ from etils import epath
 from jax.sharding import Mesh
 from matplotlib.figure import Figure
 
-from urnet_jax.config import Config, architecture
+from urnet_jax.config import Config, architecture, skips
 from urnet_jax.data import splits
 from urnet_jax.data.sources import open_split
 from urnet_jax.data.splits import Split, examples
@@ -130,7 +130,12 @@ class Run:
     def gates(
         self, scales: Sequence[float] | None = None, split: str | Split = "test"
     ) -> pd.DataFrame:
-        """`gate_table` of `evaluate`."""
+        """`gate_table` of `evaluate`; a UserError where nothing is ever skipped."""
+        if not skips(self.config, self.meta.phase):
+            raise UserError(
+                f"The {self.arch.describe()} after phase {self.meta.phase} has no trained gates to "
+                "look into: look at what it says, by evaluate.maps."
+            )
         return gate_table(self.evaluate(scales, split))
 
     def sweep(

@@ -36,7 +36,8 @@ def strays(summary: pd.DataFrame, of: str, *, calibrated: bool = False, least: f
         if calibrated
         else "`urnet calibrate` makes S the share of FLOPs; longer training may bring usage nearer."
     )
-    if of == "flops" and bool(np.all(summary["scale"][far] < least)):
+    floored = (summary["scale"] < least) & (used <= least + STRAYS)
+    if of == "flops" and bool(np.all(floored[far])):
         advice = f"{100 * least:.0f} % always runs: no smaller S can be met."
     return (
         f"Mind: the share of {what} that is used is more than {100 * STRAYS:.0f} points from S: "

@@ -130,11 +130,11 @@ def check(
     if missing or unknown:
         said = [f"lacks {listed(missing)}"] if missing else []
         said += [f"holds {listed(unknown)}, unknown to that network"] if unknown else []
-        of_head = all(convention.is_head(convention.known(name)) for name in [*missing, *unknown])
+        lacks_heads = {*missing} == {name for name in needed if convention.is_head(name)}
         raise UserError(
             f"{source} is not a whole {described}: it {' and '.join(said)}; name a checkpoint of "
             "that network and nothing else"
-            + (", or set init.head to 'new', for they are heads." if of_head else ".")
+            + (", or set init.head to 'new' to begin with a new head." if lacks_heads else ".")
         )
     used = {names[name]: places[name] for name in sorted(places.keys() & names.keys())}
     _check_numbers(tensors, used, source)

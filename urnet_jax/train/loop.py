@@ -193,7 +193,7 @@ def run_phase(run: Run, phase: str, state: TrainState) -> TrainState:
 
 
 def evaluate_late(run: Run, phase: str, state: TrainState, plan: Plan) -> None:
-    """Makes the evaluation that a run left out which was stopped at this very step.
+    """Makes the evaluation that a run left out which was stopped, or failed, at this very step.
 
     Its checkpoint is given the score that it would have been saved with. One that only the stop
     made is given none: `--step=best` chooses from the same checkpoints as without the stop, but
@@ -225,10 +225,14 @@ def measured_or_saved(run: Run, phase: str, state: TrainState, meta: Meta) -> pd
     """
     try:
         return measure(run, phase, state)
-    except UserError:
+    except Exception:
         if jax.process_count() == 1:
-            run.checkpointer.save(state, meta)
-            run.checkpointer.wait()
+            try:
+                run.checkpointer.save(state, meta)
+                run.checkpointer.wait()
+                say(f"The evaluation failed. Step {meta.step} is saved: the same command goes on.")
+            except UserError as error:  # What made the evaluation fail is said too.
+                say(str(error))
         raise
 
 
@@ -263,9 +267,10 @@ def report(run: Run, phase: str, step: int, summary: pd.DataFrame, *, is_last: b
         title = f"After phase {phase}, step {step}, test split"
         table.print_table(summary, title, getattr(arch, "gate_noun", "blocks"))
         heeds = arch.gated and config_lib.heeds_scale(run.config, phase)
-        least = least_share(config_lib.evaluated(run.config))
-        if heeds and (mind := table.strays(summary, run.config.scale.of, least=least)):
-            print(mind)
+        if heeds:
+            least = least_share(config_lib.evaluated(run.config))
+            mind = table.strays(summary, run.config.scale.of, least=least)
+            print(f"{mind}\n" if mind else "", end="")
         return
     usage = "flops_share" if run.config.scale.of == "flops" else "usage_mean"
     measure = measure_of(summary.columns)

@@ -11,6 +11,8 @@ from etils import epath
 from urnet_jax import config as config_lib
 from urnet_jax.config import Config
 from urnet_jax.errors import UserError, writable
+from urnet_jax.nets import network
+from urnet_jax.nets.mode import Build
 from urnet_jax.phases import PHASES
 from urnet_jax.runs import checkpoint, pretrained
 from urnet_jax.runs.meta import FOLDER, Meta
@@ -172,7 +174,7 @@ def check_init_from(config: Config, phase: str) -> None:
             f"{phase}.init_from is {source}, which holds no checkpoint; name the workdir of a run."
         )
     asked, held = config_lib.architecture(config), config_lib.architecture(meta.config)
-    ignored = {"gated", "image_size"}  # No weight depends on the size of the images.
+    ignored = {"gated"} | ({"image_size"} if _fits_any_size(held, asked.image_size) else set())
     if not (asked.gated and held.gated) or gates_are_untrained(meta):
         ignored |= {"gate_network", "gate_reduction", "gate_prior", "gate_norm"}
     if differing := _differences(asked, held, ignored):
@@ -180,6 +182,14 @@ def check_init_from(config: Config, phase: str) -> None:
             f"{phase}.init_from is {source}, which holds a {held.describe()}, and the config asks "
             f"for another network ({differing}): name a run of the same network."
         )
+
+
+def _fits_any_size(arch: Any, image_size: Any) -> bool:
+    """Whether the network has the same weights for images of another size, as it need not."""
+    other = dataclasses.replace(arch, image_size=image_size)
+    trees = (network.abstract_variables(each, Build()) for each in (arch, other))
+    first, second = (jax.tree.map(lambda leaf: leaf.shape, tree) for tree in trees)
+    return first == second
 
 
 def gates_are_untrained(meta: Meta) -> bool:

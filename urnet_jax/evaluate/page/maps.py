@@ -43,13 +43,14 @@ def _pictures(run: Run, split: Split, evaluation: Evaluation) -> Section:
     scales = spread(evaluation.scales, _MOST_SCALES)
     samples = [int(evaluation.index[row]) for row in chosen]
     shown = maps.predict(run, scales, samples, split)
+    why = "; ".join(f"#{evaluation.index[row]}: {', '.join(of)}" for row, of in chosen.items())
     plot = Plot(
         maps.plot(shown, _WIDTH, [", ".join(reasons) for reasons in chosen.values()]),
         "For each image itself, its truth and what the network says, and below that red where it "
         "is wrong; black and grey pixels are not counted. Beside that, why the image is shown: "
         "most and fewest pixels right, least and most FLOPs are of the mean over S.",
         f"Pictures of {len(chosen)} images, each with its truth and the network's answers at S = "
-        f"{', '.join(f'{scale:g}' for scale in scales)}.",
+        f"{', '.join(f'{scale:g}' for scale in scales)}. {why}.",
     )
     pieces: list[Piece] = [plot]
     return Section("What the network sees", pieces)

@@ -1,6 +1,7 @@
 """What networks for dense prediction say of images is shown."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,20 @@ from urnet_jax.evaluate import calibration, inspection, maps
 from urnet_jax.evaluate.evaluation import summarize
 from urnet_jax.evaluate.page import maps as maps_page
 from urnet_jax.train import loop
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("cells")
+    label_maps.build(folder, "cells", {"train": label_maps.files(12), "test": label_maps.files(7)})
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def blocks(data_dir, tmp_path_factory) -> Any:
+    workdir = tmp_path_factory.mktemp("dense") / "run"
+    loop.train_and_evaluate(dense_config(data_dir), workdir)
+    return workdir
 
 
 def test_what_has_no_class_is_not_looked_at_as_if_it_had(blocks):
@@ -45,9 +60,13 @@ def test_an_image_of_no_dataset_is_answered_at_its_own_size(blocks):
     run = inspection.load(blocks)
     shown = maps.predict(run, (0.5,), (0,))
     np.testing.assert_array_equal(maps.answer(run, shown.images[0], 0.5), shown.answers[0, 0])
+    # The first image is of 64 x 96 pixels, of which evaluation sees 37 x 56.
     (wide, _) = label_maps.pair()
-    said = maps.answer(run, np.asarray(wide.resize((120, 80))), 0.5)
-    assert said.shape == (80, 120) and 0 <= said.min() and said.max() < label_maps.CLASSES
+    seen = shown.answers[0, 0][:37, :56]
+    rows, columns = (np.arange(64) * 37 + 18) // 64, (np.arange(96) * 56 + 28) // 96
+    said = maps.answer(run, np.asarray(wide), 0.5)
+    assert said.shape == (64, 96)
+    assert (said == seen[rows][:, columns]).mean() > 0.97  # But for centres between two pixels.
     for wrong in (np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3), np.float32)):
         with pytest.raises(UserError, match="expected uint8 of \\[height, width, 3\\]"):
             maps.answer(run, wrong)
@@ -60,6 +79,8 @@ def test_classes_are_told_by_name(blocks):
     named = maps.by_class(found, [f"of {n}" for n in range(label_maps.CLASSES)])
     assert named.columns.tolist() == [0.5, 1.0] and named.index[3] == "of 3"
     np.testing.assert_allclose(named.mean(), summarize(found)["miou_percent"])
+    with pytest.raises(UserError, match="class_names are 2, and the network has 24 classes"):
+        maps.by_class(found, ("a", "b"))
 
 
 def test_a_plain_network_is_looked_at_too_and_not_calibrated(data_dir, tmp_path):
@@ -68,6 +89,8 @@ def test_a_plain_network_is_looked_at_too_and_not_calibrated(data_dir, tmp_path)
     run = inspection.load(tmp_path)
     assert maps.predict(run, (1.0,), (0,)).answers.shape == (1, 1, 40, 56)
     assert len(maps.by_class(run.evaluate((1.0,)))) == label_maps.CLASSES
+    with pytest.raises(UserError, match="plain PSPNet-18 .* has no trained gates to look into"):
+        run.gates()
     with pytest.raises(UserError, match="of a plain network, which has no trained gates"):
         calibration.calibrate_workdir(tmp_path)
 
