@@ -140,7 +140,7 @@ def _open_tfds(data: Any, split: str) -> Any:
 
     try:
         builder: Any = tfds.builder_from_directory(folder)
-        known = dict(builder.info.metadata or {})
+        metadata = dict(builder.info.metadata or {})
     except (RuntimeError, OSError, ValueError, TypeError) as error:
         raise UserError(f"{folder} cannot be read ({error}): prepare the dataset again.") from error
     features = builder.info.features
@@ -163,7 +163,7 @@ def _open_tfds(data: Any, split: str) -> Any:
         remedy = _remedy(data.name) if known else f"set data.num_classes to {found}."
         raise UserError(f"{folder} has {found} classes, not {expected}: {remedy}")
     if maps:
-        _check_ignored(folder, known.get(datasets.IGNORED, -1), data.ignored_label)
+        _check_ignored(folder, metadata.get(datasets.IGNORED, -1), data.ignored_label)
     encoded = ("image", "label") if maps else ("image",)
     return builder.as_data_source(
         split=stored, decoders={name: tfds.decode.SkipDecoding() for name in encoded}

@@ -134,7 +134,7 @@ class Run:
         if not skips(self.config, self.meta.phase):
             raise UserError(
                 f"The {self.arch.describe()} after phase {self.meta.phase} has no trained gates to "
-                "look into: look at what it says, by evaluate.maps."
+                "look into: look at what run.evaluate gives."
             )
         return gate_table(self.evaluate(scales, split))
 
