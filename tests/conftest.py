@@ -141,6 +141,30 @@ def finished(tmp_path_factory, start, tiny_flags) -> pathlib.Path:
     return once(tmp_path_factory, "finished", train) / "run"
 
 
+@pytest.fixture(scope="session")
+def cells(tmp_path_factory) -> str:
+    """The data_dir of `cells`, 12 images with label maps to train on and 7 to test on."""
+    from helpers import label_maps
+
+    def prepare(folder: pathlib.Path) -> None:
+        files = {"train": label_maps.files(12), "test": label_maps.files(7)}
+        label_maps.build(folder, "cells", files)
+
+    return str(once(tmp_path_factory, "cells", prepare))
+
+
+@pytest.fixture(scope="session")
+def segmenter(cells, tmp_path_factory) -> pathlib.Path:
+    """The workdir of a block-gated network for dense prediction, which saw `cells`."""
+    from helpers.dense_networks import dense_config
+    from urnet_jax.train import loop
+
+    def train(folder: pathlib.Path) -> None:
+        loop.train_and_evaluate(dense_config(cells), folder / "run")
+
+    return once(tmp_path_factory, "segmenter", train) / "run"
+
+
 @pytest.fixture
 def unchecked() -> Iterator[None]:
     """Leaves annotations unchecked: for tests of what the code itself says of wrong arguments."""

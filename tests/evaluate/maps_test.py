@@ -1,7 +1,6 @@
 """What networks for dense prediction say of images is shown."""
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,22 +14,8 @@ from urnet_jax.evaluate.page import maps as maps_page
 from urnet_jax.train import loop
 
 
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("cells")
-    label_maps.build(folder, "cells", {"train": label_maps.files(12), "test": label_maps.files(7)})
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def blocks(data_dir, tmp_path_factory) -> Any:
-    workdir = tmp_path_factory.mktemp("dense") / "run"
-    loop.train_and_evaluate(dense_config(data_dir), workdir)
-    return workdir
-
-
-def test_what_has_no_class_is_not_looked_at_as_if_it_had(blocks):
-    run = inspection.load(blocks)
+def test_what_has_no_class_is_not_looked_at_as_if_it_had(segmenter):
+    run = inspection.load(segmenter)
     gates = run.gates((0.5,))
     for refused in (inspection.usage_by_class, inspection.right_and_wrong):
         with pytest.raises(UserError, match="have a class for each pixel, and none of their own"):
@@ -39,8 +24,8 @@ def test_what_has_no_class_is_not_looked_at_as_if_it_had(blocks):
         run.plot_samples(inspection.samples(gates))
 
 
-def test_images_are_shown_for_what_they_are_first_in(blocks):
-    found = inspection.load(blocks).evaluate((0.5, 1.0))
+def test_images_are_shown_for_what_they_are_first_in(segmenter):
+    found = inspection.load(segmenter).evaluate((0.5, 1.0))
     right = np.array([[0.2, 0.9, 0.5], [0.6, 0.9, 0.5]])
     few = dataclasses.replace(
         found, index=found.index[:3], correct=right, flops=np.array([[1.0, 2, 3], [3, 3, 3]])
@@ -56,8 +41,8 @@ def test_images_are_shown_for_what_they_are_first_in(blocks):
     }  # fmt: skip
 
 
-def test_an_image_of_no_dataset_is_answered_at_its_own_size(blocks):
-    run = inspection.load(blocks)
+def test_an_image_of_no_dataset_is_answered_at_its_own_size(segmenter):
+    run = inspection.load(segmenter)
     shown = maps.predict(run, (0.5,), (0,))
     np.testing.assert_array_equal(maps.answer(run, shown.images[0], 0.5), shown.answers[0, 0])
     # The first image is of 64 x 96 pixels, of which evaluation sees 37 x 56.
@@ -74,8 +59,8 @@ def test_an_image_of_no_dataset_is_answered_at_its_own_size(blocks):
         maps.predict(run, (1.0,), ())
 
 
-def test_classes_are_told_by_name(blocks):
-    found = inspection.load(blocks).evaluate((0.5, 1.0))
+def test_classes_are_told_by_name(segmenter):
+    found = inspection.load(segmenter).evaluate((0.5, 1.0))
     named = maps.by_class(found, [f"of {n}" for n in range(label_maps.CLASSES)])
     assert named.columns.tolist() == [0.5, 1.0] and named.index[3] == "of 3"
     np.testing.assert_allclose(named.mean(), summarize(found)["miou_percent"])
@@ -83,9 +68,9 @@ def test_classes_are_told_by_name(blocks):
         maps.by_class(found, ("a", "b"))
 
 
-def test_a_plain_network_is_looked_at_too_and_not_calibrated(data_dir, tmp_path):
+def test_a_plain_network_is_looked_at_too_and_not_calibrated(cells, tmp_path):
     fields = {"joint.epochs": 0.4, "joint.warmup_epochs": 0.0}
-    loop.train_and_evaluate(dense_config(data_dir, "camvid_resnet18:plain", **fields), tmp_path)
+    loop.train_and_evaluate(dense_config(cells, "camvid_resnet18:plain", **fields), tmp_path)
     run = inspection.load(tmp_path)
     assert maps.predict(run, (1.0,), (0,)).answers.shape == (1, 1, 40, 56)
     assert len(maps.by_class(run.evaluate((1.0,)))) == label_maps.CLASSES

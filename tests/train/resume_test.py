@@ -13,6 +13,8 @@ from etils import epath
 
 from helpers.folders import contents
 from helpers.own_data import prepare
+from helpers.sized_network import Sized
+from helpers.toy_network import Toy
 from urnet_jax.errors import UserError
 from urnet_jax.runs import checkpoint, checksums, writers
 from urnet_jax.runs.checkpoint import Checkpointer
@@ -72,6 +74,12 @@ def test_an_evaluation_that_fails_loses_no_training(tiny, tmp_path):
     assert trained() == before and len(before) == 2
     assert [line["step"] for line in writers.read(workdir) if line["kind"] == "eval"][-1] == 2
     assert checkpoint.read_meta(workdir, 2).top1_percent is not None
+
+
+def test_weights_that_depend_on_the_size_of_images_fit_that_size_alone():
+    assert resume._fits_any_size(Toy(10, 8, 1), 16)
+    assert not resume._fits_any_size(Sized(10, 8, 1), 16)
+    assert resume._fits_any_size(Sized(10, 8, 1), 8)
 
 
 def test_another_dataset_is_refused(finished, tiny):

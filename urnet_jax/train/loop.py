@@ -29,7 +29,8 @@ from urnet_jax.runs.writers import MetricWriter
 from urnet_jax.train import averaging, feed, interruption, resume, start
 from urnet_jax.train import state as state_lib
 from urnet_jax.train.interruption import AskedToStop
-from urnet_jax.train.progress import PhaseProgress, Plan
+from urnet_jax.train.plan import Plan
+from urnet_jax.train.progress import PhaseProgress
 from urnet_jax.train.state import TrainState
 from urnet_jax.train.step import TrainStep, make_train_step
 from urnet_jax.xla import sharding

@@ -1,6 +1,5 @@
-"""When a phase is evaluated and saved, and what a person sees of it: a bar, or lines in a log."""
+"""What a person sees of a phase in training: a bar in a terminal, lines in a log file."""
 
-import dataclasses
 import math
 import sys
 import time
@@ -8,35 +7,13 @@ import time
 import jax
 from tqdm import tqdm
 
-from urnet_jax.config import Config
 from urnet_jax.errors import UserError
 from urnet_jax.nets.tasks import TOP1, Measure
 from urnet_jax.runs.writers import MetricWriter
-from urnet_jax.train import optimizer
 from urnet_jax.train.metrics import TrainMetrics
 
 LINE_EVERY_S = 15.0
 """Seconds between lines where there is no terminal to draw a bar on."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """After which steps of a phase its network is evaluated and saved."""
-
-    num_steps: int
-    eval_every: int  # 0: only at the end
-    save_every: int  # likewise
-
-    @classmethod
-    def of(cls, config: Config, phase: str, steps_per_epoch: float) -> "Plan":
-        epochs = config[phase].epochs, config.eval.every_epochs, config.checkpoint.every_epochs
-        return cls(*(optimizer.num_steps(number, steps_per_epoch) for number in epochs))
-
-    def evaluates(self, n: int) -> bool:
-        return n >= self.num_steps or bool(self.eval_every and n % self.eval_every == 0)
-
-    def saves(self, n: int) -> bool:
-        return n >= self.num_steps or bool(self.save_every and n % self.save_every == 0)
 
 
 class PhaseProgress:

@@ -29,27 +29,13 @@ from urnet_jax.train.objective import Along, make_loss
 
 
 @pytest.fixture(scope="module")
-def data_dir(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("cells")
-    label_maps.build(folder, "cells", {"train": label_maps.files(12), "test": label_maps.files(7)})
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def blocks(data_dir, tmp_path_factory) -> Any:
-    workdir = tmp_path_factory.mktemp("dense") / "run"
-    loop.train_and_evaluate(dense_config(data_dir), workdir)
-    return workdir
-
-
-@pytest.fixture(scope="module")
-def both(data_dir, tmp_path_factory) -> Any:
+def both(cells, tmp_path_factory) -> Any:
     workdir = tmp_path_factory.mktemp("dense") / "both"
-    loop.train_and_evaluate(dense_config(data_dir, "camvid_resnet18_bas:both"), workdir)
+    loop.train_and_evaluate(dense_config(cells, "camvid_resnet18_bas:both"), workdir)
     return workdir
 
 
-@pytest.mark.parametrize("kind", ["blocks", "both"])
+@pytest.mark.parametrize("kind", ["segmenter", "both"])
 def test_it_learns_and_says_so_in_its_own_measure(kind, request):
     lines = writers.read(request.getfixturevalue(kind))
     trained = [line for line in lines if line["kind"] == "train"]
@@ -64,11 +50,11 @@ def test_it_learns_and_says_so_in_its_own_measure(kind, request):
 
 
 @pytest.mark.parametrize("twice", [False, True])
-def test_the_auxiliary_head_learns_with_its_weight(data_dir, twice):
+def test_the_auxiliary_head_learns_with_its_weight(cells, twice):
     """The loss is that of the prediction and, weighed, that of the auxiliary head."""
     found = {}
     for weight in (0.4, 0.8):
-        config = dense_config(data_dir)
+        config = dense_config(cells)
         config.distill.weight = 0.5 if twice else 0.0
         config.model.auxiliary_weight = weight
         arch, build = config_lib.network(config)
@@ -91,9 +77,9 @@ def test_the_auxiliary_head_learns_with_its_weight(data_dir, twice):
     assert np.abs(found[0.4][0]).max() > 1e-4 and found[0.8][1] > found[0.4][1] + 0.5
 
 
-def test_evaluation_is_the_same_in_batches_of_any_size(blocks):
+def test_evaluation_is_the_same_in_batches_of_any_size(segmenter):
     """To the pixel: the confusion matrix of each image, and that of all by scikit-learn."""
-    run = inspection.load(blocks)
+    run = inspection.load(segmenter)
     split = run.split()
     found = [
         evaluate(run.eval_step, *run.variables, split, run.config, (0.5, 1.0), size, progress=False)
@@ -116,14 +102,14 @@ def test_evaluation_is_the_same_in_batches_of_any_size(blocks):
     np.testing.assert_allclose(shown.flops_shares, found[0].flops / found[0].full_flops, rtol=1e-6)
 
 
-def test_an_image_costs_what_its_whole_size_does(blocks):
-    run: Any = inspection.load(blocks)
+def test_an_image_costs_what_its_whole_size_does(segmenter):
+    run: Any = inspection.load(segmenter)
     found = run.evaluate((1.0,))
     assert run.arch.image_size == 32 and found.arch.image_size == (40, 56)
     assert found.flops[0, 0] == 2 * run.arch.at((40, 56)).cost.full_macs
 
 
-@pytest.mark.parametrize("kind", ["blocks", "both"])
+@pytest.mark.parametrize("kind", ["segmenter", "both"])
 def test_every_execution_says_the_same_and_the_page_shows_it(kind, request, tmp_path, capsys):
     workdir = request.getfixturevalue(kind)
     found = []
@@ -155,17 +141,17 @@ def test_it_is_calibrated_and_not_served(both, tmp_path, capsys):
             refused()
 
 
-def test_what_has_no_labelled_pixel_is_left_out_and_that_is_said(blocks, tmp_path, capsys):
+def test_what_has_no_labelled_pixel_is_left_out_and_that_is_said(segmenter, tmp_path, capsys):
     (image, labels), whole = label_maps.pair(), label_maps.files(3)
     empty = labels.point(lambda _: label_maps.IGNORED)
     test = [*whole, (encoded(image), encoded(empty))]
     label_maps.build(tmp_path, "cells", {"train": whole, "test": test})
-    found = job.evaluate_workdir(blocks, data_dir=str(tmp_path), output=tmp_path / "out")
+    found = job.evaluate_workdir(segmenter, data_dir=str(tmp_path), output=tmp_path / "out")
     assert found["examples"].tolist() == [3, 3]
     assert "Mind: 1 of 4 images are left out" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("kind", ["blocks", "both"])
+@pytest.mark.parametrize("kind", ["segmenter", "both"])
 def test_what_is_exported_is_taken_back(kind, request, tmp_path):
     workdir = request.getfixturevalue(kind)
     file = tmp_path / "x.safetensors"
@@ -181,18 +167,18 @@ def test_what_is_exported_is_taken_back(kind, request, tmp_path):
     )
 
 
-def test_it_begins_with_a_run_that_saw_other_sizes(blocks, data_dir, tmp_path):
-    fields = {"joint.init_from": str(blocks), "joint.epochs": 0.4, "data.image_size": 48}
+def test_it_begins_with_a_run_that_saw_other_sizes(segmenter, cells, tmp_path):
+    fields = {"joint.init_from": str(segmenter), "joint.epochs": 0.4, "data.image_size": 48}
     fields |= {"data.eval_size": (48, 64), "joint.warmup_epochs": 0.0}
-    loop.train_and_evaluate(dense_config(data_dir, **fields), tmp_path)
+    loop.train_and_evaluate(dense_config(cells, **fields), tmp_path)
     assert load_network(tmp_path).meta.config.data.image_size == 48
 
 
-def test_it_begins_with_the_weights_of_a_network_for_classes(data_dir, tmp_path):
+def test_it_begins_with_the_weights_of_a_network_for_classes(cells, tmp_path):
     from helpers.pretrained_networks import exported
 
     file = tmp_path / "resnet18.safetensors"
-    config = dense_config(data_dir, **{"init.from": str(file)})
+    config = dense_config(cells, **{"init.from": str(file)})
     for classes, said in ((24, "is not a whole plain"), (5, "num_classes 24, not 5")):
         plain = Architecture("imagenet", 18, classes, 32, width=8, shortcut="B", gated=False)
         torch_files.write_state_dict(exported(plain), file)
@@ -214,8 +200,8 @@ def test_it_begins_with_the_weights_of_a_network_for_classes(data_dir, tmp_path)
         ({"data.augment": "crop"}, "data.augment is 'crop'; with data.labels 'map' expected"),
     ],
 )
-def test_what_contradicts_itself_is_one_sentence(data_dir, fields, sentence):
-    config = dense_config(data_dir)
+def test_what_contradicts_itself_is_one_sentence(cells, fields, sentence):
+    config = dense_config(cells)
     if fields.get("model.kind") == "resnet":
         with config.unlocked():
             del config.model.auxiliary_weight
@@ -233,8 +219,8 @@ def test_channels_that_no_image_uses_are_cut(both, tmp_path, capsys):
     assert share and used and float(share[1]) > float(used[1]) - 1  # What any image uses.
 
 
-def test_a_heads_file_without_the_auxiliary_one_is_whole(blocks, tmp_path):
-    meta, params, stats = load_network(blocks)
+def test_a_heads_file_without_the_auxiliary_one_is_whole(segmenter, tmp_path):
+    meta, params, stats = load_network(segmenter)
     arch = config_lib.architecture(meta.config)
     tensors = pretrained.export_state_dict(params, stats, arch)
     less = {name: t for name, t in tensors.items() if not name.startswith("auxiliary.")}
